@@ -1,0 +1,58 @@
+#include "base/textproto.h"
+
+#include "absl/strings/str_cat.h"
+#include "base/file.h"
+#include "base/status_macros.h"
+#include "google/protobuf/io/tokenizer.h"
+#include "google/protobuf/text_format.h"
+
+namespace vitrine {
+namespace {
+
+class ErrorCollector : public google::protobuf::io::ErrorCollector {
+ public:
+  explicit ErrorCollector(absl::string_view name) : name_(name) {}
+
+  void AddError(int line, google::protobuf::io::ColumnNumber column,
+                const std::string& message) override {
+    absl::StrAppend(&errors_, errors_.empty() ? "" : "\n", name_, ":", line + 1,
+                    ":", column + 1, ": ", message);
+  }
+
+  const std::string& errors() const { return errors_; }
+
+ private:
+  const std::string name_;
+  std::string errors_;
+};
+
+}  // namespace
+
+absl::Status ParseTextProto(absl::string_view text, absl::string_view name,
+                            google::protobuf::Message* message) {
+  ErrorCollector collector(name);
+  google::protobuf::TextFormat::Parser parser;
+  parser.RecordErrorsTo(&collector);
+  if (!parser.ParseFromString(std::string(text), message)) {
+    return absl::InvalidArgumentError(
+        collector.errors().empty() ? absl::StrCat(name, ": cannot be parsed")
+                                   : collector.errors());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadTextProto(const std::string& path,
+                           google::protobuf::Message* message) {
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, 64 << 20));
+  return ParseTextProto(text, path, message);
+}
+
+std::string PrintTextProto(const google::protobuf::Message& message) {
+  google::protobuf::TextFormat::Printer printer;
+  printer.SetUseUtf8StringEscaping(true);
+  std::string text;
+  printer.PrintToString(message, &text);
+  return text;
+}
+
+}  // namespace vitrine

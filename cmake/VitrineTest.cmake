@@ -1,0 +1,29 @@
+# vitrine_test(<directory name> SOURCES ... LIBS ... [TIMEOUT seconds])
+#
+# One test binary per directory, <name>_tests, registered with ctest test by
+# test, so that its summary says what ran.
+function(vitrine_test name)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;LIBS" ${ARGN})
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 300)
+  endif()
+  add_executable(${name}_tests ${ARG_SOURCES})
+  target_link_libraries(${name}_tests PRIVATE ${ARG_LIBS} GTest::gmock
+                                              GTest::gtest_main)
+  target_compile_definitions(
+    ${name}_tests
+    PRIVATE VITRINE_TEST_DATA="${CMAKE_SOURCE_DIR}/tests/data"
+            VITRINE_SOURCE_DIR="${CMAKE_SOURCE_DIR}"
+            VITRINE_BIN_DIR="${CMAKE_BINARY_DIR}/bin")
+  if(VITRINE_SANITIZE)
+    # A process per test is slow under a sanitizer: one per binary.
+    add_test(NAME ${name} COMMAND ${name}_tests)
+    math(EXPR timeout "${ARG_TIMEOUT} * 6")
+    set_tests_properties(${name} PROPERTIES TIMEOUT ${timeout} LABELS ${name})
+  else()
+    include(GoogleTest)
+    gtest_discover_tests(${name}_tests TEST_PREFIX "${name}/"
+                         PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS ${name}
+                         DISCOVERY_TIMEOUT 60)
+  endif()
+endfunction()

@@ -1,0 +1,73 @@
+#pragma once
+
+// The BERT encoder in LibTorch: one code for serving and training, CPU and
+// CUDA. One of two headers that include LibTorch; keep it out of others.
+
+#include <ATen/ATen.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "model/batch.h"
+#include "model/checkpoint.h"
+
+namespace vitrine {
+
+// A batch as tensors on the encoder's device.
+struct PackedInput {
+  at::Tensor ids;                // (tokens) int64
+  at::Tensor segments;           // (tokens) int64
+  at::Tensor positions;          // (tokens) int64
+  std::vector<int32_t> offsets;  // (sequences + 1), on the host
+};
+
+PackedInput ToPackedInput(const Batch& batch, const EncoderConfig& config,
+                          const at::Device& device);
+
+// Parameters are leaf tensors with Hugging Face names; the trainer sets
+// requires_grad on them. Forward is const and thread-safe while nobody
+// changes the parameters.
+class Bert {
+ public:
+  // fp32, on the CPU.
+  static absl::StatusOr<Bert> FromCheckpoint(const Checkpoint& checkpoint);
+  // Normal(0, 0.02) weights, zero biases, as BERT was initialised.
+  static Bert Random(const EncoderConfig& config, uint64_t seed);
+
+  const EncoderConfig& config() const { return config_; }
+
+  // All tensors in the checkpoint's order: name, tensor.
+  std::vector<std::pair<std::string, at::Tensor>> parameters() const;
+
+  void To(const at::Device& device, at::ScalarType dtype);
+
+  // Hidden states of the last layer, (tokens, hidden). No token sees another
+  // sequence. `dropout`: as the config says (training); none otherwise.
+  at::Tensor Forward(const PackedInput& input, bool dropout = false) const;
+
+ private:
+  struct Linear {
+    at::Tensor weight;  // (out, in)
+    at::Tensor bias;    // (out)
+  };
+  struct LayerNorm {
+    at::Tensor weight;  // (hidden)
+    at::Tensor bias;    // (hidden)
+  };
+  struct Layer {
+    Linear query, key, value, attention_output, intermediate, output;
+    LayerNorm attention_norm, output_norm;
+  };
+
+  EncoderConfig config_;
+  at::Tensor word_embeddings_;      // (vocab, hidden)
+  at::Tensor position_embeddings_;  // (max_positions, hidden)
+  at::Tensor segment_embeddings_;   // (type_vocab, hidden)
+  LayerNorm embeddings_norm_;
+  std::vector<Layer> layers_;
+  Linear pooler_;  // kept for publishing; undefined when there is none
+};
+
+}  // namespace vitrine

@@ -1,0 +1,47 @@
+#pragma once
+
+// Runs an encoder and its heads over packed batches. An Engine is immutable
+// after construction and any thread may call Run, several at once.
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "model/batch.h"
+#include "model/checkpoint.h"
+#include "vitrine/internal/config.pb.h"
+#include "vitrine/internal/manifest.pb.h"
+
+namespace vitrine {
+
+struct EngineOptions {
+  internal::Device device = internal::DEVICE_AUTO;
+  internal::Dtype dtype = internal::DTYPE_AUTO;
+  int inner_threads = 0;  // 0: the library's default; process-wide in LibTorch
+};
+
+class Engine {
+ public:
+  virtual ~Engine() = default;
+
+  // kInvalidArgument: an id outside the vocabulary, a sequence that is empty
+  // or longer than the position table, a head that is not there.
+  virtual absl::StatusOr<Outputs> Run(const Batch& batch) const = 0;
+
+  // How many floats head `h` gives per sequence.
+  virtual int width(int head) const = 0;
+
+  virtual std::string name() const = 0;    // "torch"
+  virtual std::string device() const = 0;  // "cpu", "cuda"
+  virtual std::string dtype() const = 0;   // "fp32", "bf16", "fp16"
+};
+
+// Head number h of every batch is heads[h]; `checkpoint` holds the encoder
+// and `heads` their weights. After the call the checkpoint may go.
+// kFailedPrecondition: a device or dtype that this machine does not have.
+absl::StatusOr<std::unique_ptr<Engine>> NewTorchEngine(
+    const Checkpoint& checkpoint, const std::vector<internal::Head>& heads,
+    const EngineOptions& options);
+
+}  // namespace vitrine

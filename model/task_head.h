@@ -1,0 +1,48 @@
+#pragma once
+
+// Heads over the encoder's hidden states, in LibTorch: see manifest.proto for
+// their kinds, names and weights. One of two headers that include LibTorch.
+
+#include <ATen/ATen.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "model/checkpoint.h"
+#include "vitrine/internal/manifest.pb.h"
+
+namespace vitrine {
+
+// One vector per sequence of the packed hidden states (tokens, hidden).
+// Returns (sequences, hidden).
+at::Tensor Pool(const at::Tensor& hidden, const std::vector<int32_t>& offsets,
+                internal::Pooling pooling);
+
+class TaskHead {
+ public:
+  static absl::StatusOr<TaskHead> FromCheckpoint(const Checkpoint& checkpoint,
+                                                 const internal::Head& head);
+  // A fresh head; for RECOMMENDATION a projection that starts as identity.
+  static TaskHead Random(const internal::Head& head, int64_t hidden_size,
+                         uint64_t seed);
+
+  const internal::Head& head() const { return head_; }
+  // Outputs per sequence.
+  int64_t width() const;
+  // "<head>.<part>", tensor.
+  std::vector<std::pair<std::string, at::Tensor>> parameters() const;
+  void To(const at::Device& device, at::ScalarType dtype);
+
+  // pooled (sequences, hidden) -> logits (sequences, width), or unit vectors
+  // for RECOMMENDATION. `dropout` in [0, 1) is applied before the last layer.
+  at::Tensor Forward(const at::Tensor& pooled, double dropout = 0) const;
+
+ private:
+  internal::Head head_;
+  at::Tensor dense_weight_, dense_bias_;  // may be undefined
+  at::Tensor out_weight_, out_bias_;      // may be undefined
+};
+
+}  // namespace vitrine
