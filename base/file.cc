@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -117,7 +118,10 @@ absl::Status WriteFile(const std::string& path, absl::string_view data) {
 
 absl::Status WriteFileAtomically(const std::string& path,
                                  absl::string_view data) {
-  const std::string temporary = absl::StrCat(path, ".tmp.", getpid());
+  // Two threads of one process may write the same file at once.
+  static std::atomic<uint64_t> serial{0};
+  const std::string temporary =
+      absl::StrCat(path, ".tmp.", getpid(), ".", serial++);
   absl::Status status = WriteFile(temporary, data);
   if (status.ok() && rename(temporary.c_str(), path.c_str()) != 0) {
     status = ErrnoStatus("rename to", path, errno);
