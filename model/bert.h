@@ -5,6 +5,7 @@
 
 #include <ATen/ATen.h>
 
+#include <cstdint>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,6 +15,11 @@
 #include "model/checkpoint.h"
 
 namespace vitrine {
+
+struct AttentionPlan;
+
+// An fp32 copy on the CPU, of the view's shape.
+absl::StatusOr<at::Tensor> ToTensor(const TensorView& view);
 
 // A batch as tensors on the encoder's device.
 struct PackedInput {
@@ -43,6 +49,9 @@ class Bert {
 
   void To(const at::Device& device, at::ScalarType dtype);
 
+  // Makes Forward faster and the parameters final: no To, no training after.
+  void PrepareForInference();
+
   // Hidden states of the last layer, (tokens, hidden). No token sees another
   // sequence. `dropout`: as the config says (training); none otherwise.
   at::Tensor Forward(const PackedInput& input, bool dropout = false) const;
@@ -59,7 +68,15 @@ class Bert {
   struct Layer {
     Linear query, key, value, attention_output, intermediate, output;
     LayerNorm attention_norm, output_norm;
+    Linear query_key_value;  // once prepared: (3 * hidden, hidden)
   };
+
+  explicit Bert(const EncoderConfig& config);
+  // Calls f(name, &tensor) for every tensor, in the checkpoint's order.
+  template <typename F>
+  void Visit(F f);
+  at::Tensor Attention(const Layer& layer, const at::Tensor& x,
+                       const AttentionPlan& plan, bool dropout) const;
 
   EncoderConfig config_;
   at::Tensor word_embeddings_;      // (vocab, hidden)

@@ -46,4 +46,11 @@ struct ImportedHead {
 absl::StatusOr<std::vector<ImportedHead>> HeadsOfHuggingFaceFolder(
     const std::string& folder);
 
+// Gives `checkpoint` the heads' tensors, copied.
+void AddHeads(const std::vector<ImportedHead>& heads, Checkpoint* checkpoint);
+
+// Names that are not [a-z0-9_]+ or repeat, kinds that are not set, labels that
+// a kind needs and lacks, more heads than a HeadMask holds.
+absl::Status CheckHeads(const std::vector<internal::Head>& heads);
+
 }  // namespace vitrine

@@ -43,6 +43,7 @@ class TaskHead {
   internal::Head head_;
   at::Tensor dense_weight_, dense_bias_;  // may be undefined
   at::Tensor out_weight_, out_bias_;      // may be undefined
+  int64_t hidden_size_ = 0;
 };
 
 }  // namespace vitrine
