@@ -285,6 +285,10 @@ absl::Status CheckHeads(const std::vector<internal::Head>& heads) {
       return absl::InvalidArgumentError(
           absl::StrCat("head ", name, ": no kind"));
     }
+    if (!internal::Pooling_IsValid(head.pooling())) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("head ", name, ": pooling ", head.pooling()));
+    }
     const bool labelled = head.kind() == internal::HEAD_KIND_INTEREST ||
                           head.kind() == internal::HEAD_KIND_CLASSIFICATION;
     if (labelled && head.labels_size() == 0) {

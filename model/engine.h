@@ -18,7 +18,9 @@ namespace vitrine {
 struct EngineOptions {
   internal::Device device = internal::DEVICE_AUTO;
   internal::Dtype dtype = internal::DTYPE_AUTO;
-  int inner_threads = 0;  // 0: the library's default; process-wide in LibTorch
+  // Threads inside one product; 0: as LibTorch finds it. LibTorch has one such
+  // number per process: the engine made last sets it for all.
+  int inner_threads = 0;
 };
 
 class Engine {

@@ -48,16 +48,17 @@ class ServableModel {
   const Engine& engine() const { return *engine_; }
   absl::Time loaded_at() const { return loaded_at_; }
 
-  // Head numbers as HeadMask counts them; -1 when there is none. Embed uses
-  // recommendation_head, or else the last head, "embedding": pooled and
-  // normalised, which every model has.
+  // Head numbers as HeadMask counts them; -1 when there is none. The last head
+  // of a loaded model is "embedding": pooled and normalised, without weights.
+  // embedding_head() is what Embed uses: the recommendation head where there
+  // is one, else that.
   const std::vector<internal::Head>& heads() const { return heads_; }
   int relevance_head() const;
   int recommendation_head() const;
   int interest_head() const;
   int embedding_head() const;
   // By name; an empty name means the only classification head. kNotFound lists
-  // what there is.
+  // what there is; kInvalidArgument where several leave an empty name open.
   absl::StatusOr<int> classification_head(absl::string_view name) const;
 
  private:

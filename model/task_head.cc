@@ -23,13 +23,14 @@ at::Tensor Pool(const at::Tensor& hidden, const std::vector<int32_t>& offsets,
                 internal::Pooling pooling) {
   const std::vector<int64_t> starts(offsets.begin(), offsets.end() - 1);
   const at::Tensor first = at::tensor(starts, at::kLong).to(hidden.device());
-  if (pooling == internal::POOLING_CLS) return hidden.index_select(0, first);
+  if (pooling != internal::POOLING_MEAN) {
+    return hidden.index_select(0, first).to(at::kFloat);
+  }
   // One call for all sequences; sums are in fp32 whatever comes in.
   const at::Tensor rows = at::arange(hidden.size(0), first.options());
-  const at::Tensor mean =
-      std::get<0>(at::embedding_bag(hidden.to(at::kFloat), rows, first,
-                                    /*scale_grad_by_freq=*/false, /*mode=*/1));
-  return mean.to(hidden.scalar_type());
+  return std::get<0>(at::embedding_bag(hidden.to(at::kFloat), rows, first,
+                                       /*scale_grad_by_freq=*/false,
+                                       /*mode=*/1));
 }
 
 absl::StatusOr<TaskHead> TaskHead::FromCheckpoint(const Checkpoint& checkpoint,

@@ -15,8 +15,9 @@
 
 namespace vitrine {
 
-// One vector per sequence of the packed hidden states (tokens, hidden).
-// Returns (sequences, hidden).
+// One vector per sequence of the packed hidden states (tokens, hidden): the
+// mean's for MEAN, the first token's otherwise. Returns (sequences, hidden),
+// fp32.
 at::Tensor Pool(const at::Tensor& hidden, const std::vector<int32_t>& offsets,
                 internal::Pooling pooling);
 

@@ -1,0 +1,295 @@
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/util/Exception.h>
+#include <dlfcn.h>
+#include <link.h>
+#include <stdlib.h>
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <mutex>
+#include <utility>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "base/status_macros.h"
+#include "model/bert.h"
+#include "model/engine.h"
+#include "model/task_head.h"
+
+namespace vitrine {
+namespace {
+
+// Instructions for products of bf16: AMX, or AVX-512's own.
+bool CpuHasFastBf16() {
+#if defined(__x86_64__)
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  const bool amx_bf16 = d >> 22 & 1;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d)) return amx_bf16;
+  return amx_bf16 || (a >> 5 & 1);
+#else
+  return false;
+#endif
+}
+
+// The path of the libblas.so.3 in this process; empty when there is none.
+std::string BlasPath() {
+  std::string path;
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void* out) {
+        const char* name = strrchr(info->dlpi_name, '/');
+        if (name == nullptr || strncmp(name, "/libblas.so", 11) != 0) return 0;
+        if (char* real = realpath(info->dlpi_name, nullptr)) {
+          *static_cast<std::string*>(out) = real;
+          free(real);
+        }
+        return 1;
+      },
+      &path);
+  return path;
+}
+
+// Debian's libblas.so.3 is an alternative; the reference one, in
+// /usr/lib/<machine>/blas/, makes fp32 some 25 times slower.
+void WarnOfSlowBlas() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    const std::string path = BlasPath();
+    if (absl::StrContains(path, "/blas/libblas.so")) {
+      Log(LogLevel::kWarning, "slow_blas",
+          {{"library", path}, {"install", "libopenblas0-pthread"}});
+    }
+  });
+}
+
+void SetInnerThreads(int threads) {
+  at::set_num_threads(threads);
+  // OpenBLAS has threads of its own, where it is the BLAS.
+  using SetThreads = void (*)(int);
+  if (const auto set = reinterpret_cast<SetThreads>(
+          dlsym(RTLD_DEFAULT, "openblas_set_num_threads"))) {
+    set(threads);
+  }
+}
+
+absl::StatusOr<at::Device> ChooseDevice(internal::Device device) {
+  switch (device) {
+    case internal::DEVICE_AUTO:
+      return at::hasCUDA() ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
+    case internal::DEVICE_CPU:
+      return at::Device(at::kCPU);
+    case internal::DEVICE_CUDA:
+      if (!at::hasCUDA()) {
+        return absl::FailedPreconditionError(
+            "device CUDA: LibTorch sees no CUDA device");
+      }
+      return at::Device(at::kCUDA, 0);
+    default:
+      return absl::InvalidArgumentError(
+          absl::StrCat("device ", device, ": unknown"));
+  }
+}
+
+absl::StatusOr<at::ScalarType> ChooseDtype(internal::Dtype dtype,
+                                           const at::Device& device) {
+  switch (dtype) {
+    case internal::DTYPE_AUTO:
+      return device.is_cuda() || CpuHasFastBf16() ? at::kBFloat16 : at::kFloat;
+    case internal::DTYPE_FP32:
+      return at::kFloat;
+    case internal::DTYPE_BF16:
+      if (device.is_cpu() && !CpuHasFastBf16()) {
+        Log(LogLevel::kWarning, "slow_bf16",
+            {{"reason", "this processor has neither AMX nor AVX512-BF16"}});
+      }
+      return at::kBFloat16;
+    case internal::DTYPE_FP16:
+      if (!device.is_cuda()) {
+        return absl::FailedPreconditionError("dtype FP16: CUDA only");
+      }
+      return at::kHalf;
+    default:
+      return absl::InvalidArgumentError(
+          absl::StrCat("dtype ", dtype, ": unknown"));
+  }
+}
+
+absl::Status CheckBatch(const Batch& batch, const EncoderConfig& config,
+                        size_t heads) {
+  const int sequences = batch.sequences();
+  if (batch.segment_ids.size() != batch.ids.size() ||
+      batch.offsets.size() != batch.heads.size() + 1 ||
+      batch.offsets.front() != 0 || batch.offsets.back() != batch.tokens()) {
+    return absl::InvalidArgumentError("a batch whose parts do not fit");
+  }
+  for (int s = 0; s < sequences; ++s) {
+    const auto bad = [s](auto... parts) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("sequence ", s, ": ", parts...));
+    };
+    const int64_t length =
+        int64_t{batch.offsets[s + 1]} - int64_t{batch.offsets[s]};
+    if (length < 1) return bad("it is empty");
+    if (length > config.max_tokens()) {
+      return bad(length, " tokens > ", config.max_tokens());
+    }
+    const HeadMask mask = batch.heads[s];
+    if (mask == 0) return bad("no head");
+    if (heads < kMaxHeads && mask >> heads != 0) {
+      return bad("a head that is not there: mask ", mask, ", ", heads,
+                 " heads");
+    }
+    // Here the offsets so far have risen, so they may be followed.
+    for (int32_t i = batch.offsets[s]; i < batch.offsets[s + 1]; ++i) {
+      if (i >= batch.tokens()) return bad("its offsets leave the batch");
+      if (batch.ids[i] < 0 || batch.ids[i] >= config.vocab_size) {
+        return bad("token id ", batch.ids[i], " is not in the vocabulary of ",
+                   config.vocab_size);
+      }
+      if (batch.segment_ids[i] < 0 ||
+          batch.segment_ids[i] >= config.type_vocab_size) {
+        return bad("segment id ", batch.segment_ids[i],
+                   " >= ", config.type_vocab_size);
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+// LibTorch's message without its page of stack.
+std::string Reason(const std::exception& e) {
+  const auto* error = dynamic_cast<const c10::Error*>(&e);
+  return error != nullptr ? error->what_without_backtrace() : e.what();
+}
+
+class TorchEngine final : public Engine {
+ public:
+  TorchEngine(Bert bert, std::vector<TaskHead> heads, const at::Device& device,
+              at::ScalarType dtype)
+      : bert_(std::move(bert)),
+        heads_(std::move(heads)),
+        device_(device),
+        dtype_(dtype) {}
+
+  absl::StatusOr<Outputs> Run(const Batch& batch) const override {
+    RETURN_IF_ERROR(CheckBatch(batch, bert_.config(), heads_.size()));
+    if (batch.sequences() == 0) return Outputs();
+    try {
+      return RunChecked(batch);
+    } catch (const std::exception& e) {
+      return absl::InternalError(absl::StrCat("LibTorch: ", Reason(e)));
+    }
+  }
+
+  int width(int head) const override {
+    return static_cast<int>(heads_[head].width());
+  }
+  std::string name() const override { return "torch"; }
+  std::string device() const override {
+    return device_.is_cuda() ? "cuda" : "cpu";
+  }
+  std::string dtype() const override {
+    return dtype_ == at::kFloat  ? "fp32"
+           : dtype_ == at::kHalf ? "fp16"
+                                 : "bf16";
+  }
+
+ private:
+  Outputs RunChecked(const Batch& batch) const {
+    // A thread that LibTorch has not seen yet has OpenMP's thread count.
+    at::internal::lazy_init_num_threads();
+    const c10::InferenceMode inference;
+    const at::Tensor hidden =
+        bert_.Forward(ToPackedInput(batch, bert_.config(), device_));
+
+    Outputs outputs;
+    for (const HeadMask mask : batch.heads) {
+      int64_t width = 0;
+      for (size_t h = 0; h < heads_.size(); ++h) {
+        if (mask >> h & 1) width += heads_[h].width();
+      }
+      outputs.offsets.push_back(outputs.offsets.back() + width);
+    }
+    outputs.values.resize(outputs.offsets.back());
+
+    // By pooling, made when the first head asks.
+    at::Tensor pooled_by_kind[internal::Pooling_ARRAYSIZE];
+    std::vector<int64_t> filled(outputs.offsets.begin(),
+                                outputs.offsets.end() - 1);
+    for (size_t h = 0; h < heads_.size(); ++h) {
+      std::vector<int64_t> wanted;  // sequences
+      for (int s = 0; s < batch.sequences(); ++s) {
+        if (batch.heads[s] >> h & 1) wanted.push_back(s);
+      }
+      if (wanted.empty()) continue;
+      const internal::Pooling pooling = heads_[h].head().pooling();
+      at::Tensor& pooled = pooled_by_kind[pooling];
+      if (!pooled.defined()) pooled = Pool(hidden, batch.offsets, pooling);
+      const at::Tensor rows =
+          wanted.size() == batch.heads.size()
+              ? pooled
+              : pooled.index_select(0,
+                                    at::tensor(wanted, at::kLong).to(device_));
+      const at::Tensor out = heads_[h]
+                                 .Forward(rows)
+                                 .to(at::kCPU, at::kFloat)
+                                 .contiguous();  // (wanted, width)
+      const float* values = out.data_ptr<float>();
+      const int64_t width = heads_[h].width();
+      for (const int64_t s : wanted) {
+        std::copy_n(values, width, outputs.values.begin() + filled[s]);
+        filled[s] += width;
+        values += width;
+      }
+    }
+    return outputs;
+  }
+
+  const Bert bert_;
+  const std::vector<TaskHead> heads_;
+  const at::Device device_;
+  const at::ScalarType dtype_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Engine>> NewTorchEngine(
+    const Checkpoint& checkpoint, const std::vector<internal::Head>& heads,
+    const EngineOptions& options) {
+  RETURN_IF_ERROR(CheckHeads(heads));
+  try {
+    ASSIGN_OR_RETURN(const at::Device device, ChooseDevice(options.device));
+    ASSIGN_OR_RETURN(const at::ScalarType dtype,
+                     ChooseDtype(options.dtype, device));
+    if (device.is_cpu()) WarnOfSlowBlas();
+    if (options.inner_threads > 0) SetInnerThreads(options.inner_threads);
+
+    // Weights born under InferenceMode carry no autograd state.
+    const c10::InferenceMode inference;
+    ASSIGN_OR_RETURN(Bert bert, Bert::FromCheckpoint(checkpoint));
+    bert.To(device, dtype);
+    bert.PrepareForInference();
+    std::vector<TaskHead> task_heads;
+    for (const internal::Head& head : heads) {
+      ASSIGN_OR_RETURN(TaskHead task_head,
+                       TaskHead::FromCheckpoint(checkpoint, head));
+      // Small, so in fp32 whatever the encoder runs in.
+      task_head.To(device, at::kFloat);
+      task_heads.push_back(std::move(task_head));
+    }
+    return std::unique_ptr<Engine>(std::make_unique<TorchEngine>(
+        std::move(bert), std::move(task_heads), device, dtype));
+  } catch (const std::exception& e) {
+    return absl::InternalError(absl::StrCat("LibTorch: ", Reason(e)));
+  }
+}
+
+}  // namespace vitrine
