@@ -37,7 +37,9 @@ from words import (COLOUR_ASKS, DEPARTMENTS, INTERESTS, PALETTES, SIZES,
 
 SEED = 20240229
 ITEMS_PER_TYPE = 8
-QUERIES_PER_NAME = 3.5
+QUERIES_PER_TYPE = 8
+# How many of them use the title's own name, which word matching would find.
+BY_TITLE_NAME = 2
 CANDIDATES = 22
 USERS = 900
 FLUFF = ["cheap", "best", "new", "buy"]
@@ -169,7 +171,7 @@ def candidates(dice, query_type, wishes, items):
   same, near, lookalike, far = [], [], [], []
   for item in items:
     t, facts, _ = item
-    shares = any(facts.get(k) == v for k, v in wishes.items())
+    shares = sum(facts.get(k) == v for k, v in wishes.items())
     if t.key == query_type.key:
       same.append(item)
     elif (t.accessory_of == query_type.key or
@@ -177,11 +179,13 @@ def candidates(dice, query_type, wishes, items):
           set(t.name.split(" ")) & set(query_type.name.split(" "))):
       near.append(item)
     elif shares:
-      lookalike.append(item)
+      lookalike.append((-shares, item))
     else:
       far.append(item)
   chosen = same + dice.shuffled(near)[:6]
-  chosen += dice.shuffled(lookalike)[:5]
+  lookalike = dice.shuffled(lookalike)
+  lookalike.sort(key=lambda x: x[0])  # those that meet more wishes first
+  chosen += [item for _, item in lookalike][:5]
   chosen += dice.shuffled(far)[:CANDIDATES - len(chosen)]
   return dice.shuffled(chosen)
 
@@ -193,14 +197,13 @@ def make_relevance(items):
   for t in TYPES:
     own = [facts for item_type, facts, _ in items if item_type.key == t.key]
     dice = Dice("queries/" + t.key)
-    names = [t.name] + t.asks
-    wanted = int(len(names) * QUERIES_PER_NAME + 0.5)
     made = 0
-    while made < wanted:
-      name = names[made % len(names)]
+    while made < QUERIES_PER_TYPE:
+      name = (t.name if made < BY_TITLE_NAME else
+              t.asks[made % len(t.asks)])
       # The wishes of a product that exists, so that there is a grade 3.
       facts = dice.pick(own)
-      count = dice.weighted([0, 1, 2], [0.1, 0.5, 0.4])
+      count = dice.weighted([0, 1, 2], [0.15, 0.55, 0.3])
       kinds = dice.shuffled(sorted(facts))[:count]
       wishes = {k: facts[k] for k in sorted(kinds)}
       query = write_query(dice, name, wishes)
