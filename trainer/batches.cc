@@ -1,0 +1,42 @@
+#include "trainer/batches.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace vitrine {
+namespace {
+
+// Batches in one stretch: long enough for like lengths to meet, short enough
+// for batches to differ from epoch to epoch.
+constexpr size_t kStretchBatches = 16;
+
+}  // namespace
+
+std::vector<TrainingBatch> MakeBatches(int task, const std::vector<int>& tokens,
+                                       int batch_size, int batch_tokens,
+                                       std::mt19937_64* random) {
+  std::vector<int32_t> order(tokens.size());
+  std::iota(order.begin(), order.end(), 0);
+  Shuffle(&order, random);
+  const size_t stretch = kStretchBatches * batch_size;
+  for (size_t begin = 0; begin < order.size(); begin += stretch) {
+    const size_t end = std::min(order.size(), begin + stretch);
+    std::stable_sort(
+        order.begin() + begin, order.begin() + end,
+        [&tokens](int32_t a, int32_t b) { return tokens[a] < tokens[b]; });
+  }
+  std::vector<TrainingBatch> batches;
+  int64_t filled = 0;
+  for (const int32_t example : order) {
+    if (batches.empty() || batches.back().examples.size() >= batch_size ||
+        filled + tokens[example] > batch_tokens) {
+      batches.push_back({task, {}});
+      filled = 0;
+    }
+    batches.back().examples.push_back(example);
+    filled += tokens[example];
+  }
+  return batches;
+}
+
+}  // namespace vitrine

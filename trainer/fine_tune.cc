@@ -1,0 +1,584 @@
+#include "trainer/fine_tune.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <limits>
+#include <random>
+#include <thread>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "base/status_macros.h"
+#include "trainer/batches.h"
+#include "trainer/network.h"
+#include "trainer/optimizer.h"
+#include "trainer/source_model.h"
+#include "trainer/version_writer.h"
+
+namespace vitrine {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Metrics = std::vector<std::vector<MetricValue>>;
+
+constexpr char kCreatedBy[] = "vitrine-trainer 0.1.0";
+constexpr size_t kGoldenPerHead = 4;
+constexpr double kLossSmoothing = 0.98;
+
+double SecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+const char* DefaultHeadName(internal::HeadKind kind) {
+  switch (kind) {
+    case internal::HEAD_KIND_RELEVANCE:
+      return "relevance";
+    case internal::HEAD_KIND_RECOMMENDATION:
+      return "recommendation";
+    case internal::HEAD_KIND_INTEREST:
+      return "interest";
+    default:
+      return "classifier";
+  }
+}
+
+std::string HeadName(const FitTask& task) {
+  return task.head.empty() ? DefaultHeadName(task.kind) : task.head;
+}
+
+// The parent's options with the run's own on top.
+internal::EncodingOptions Merge(internal::EncodingOptions base,
+                                const internal::EncodingOptions& over) {
+  base.MergeFrom(over);  // zero means unset, and unset fields do not merge
+  return base;
+}
+
+bool IsDecayed(absl::string_view name) {
+  return !absl::EndsWith(name, ".bias") &&
+         !absl::StrContains(name, "LayerNorm");
+}
+
+// The layer of an encoder tensor from 0; -1 for the embeddings.
+int LayerOf(absl::string_view name) {
+  constexpr absl::string_view kPrefix = "encoder.layer.";
+  if (!absl::StartsWith(name, kPrefix)) return -1;
+  name.remove_prefix(kPrefix.size());
+  int layer = -1;
+  (void)absl::SimpleAtoi(name.substr(0, name.find('.')), &layer);
+  return layer;
+}
+
+class Run {
+ public:
+  Run(const FineTuneOptions& options, FineTuneListener* listener,
+      const std::atomic<bool>& stop)
+      : options_(options), listener_(listener), stop_(stop) {}
+
+  absl::StatusOr<FineTuneReport> Go();
+
+ private:
+  absl::Status Load();
+  absl::Status ReadData();
+  absl::Status MakeTasks();
+  void MakeOptimizer();
+  absl::Status Train();
+  absl::Status TrainEpoch(int epoch, std::vector<TrainingBatch> batches,
+                          double* mean_loss);
+  absl::Status Step(const TrainingBatch& batch, double* loss);
+  Metrics EvaluateAll() const;
+  double Selection(const Metrics& metrics) const;
+  absl::Status Publish();
+  bool EncoderChanges() const {
+    return options_.freeze < source_->checkpoint.config.num_layers;
+  }
+  absl::Status CheckStop() const {
+    return stop_ ? absl::CancelledError("interrupted; nothing was published")
+                 : absl::OkStatus();
+  }
+
+  const FineTuneOptions& options_;
+  FineTuneListener* const listener_;
+  const std::atomic<bool>& stop_;
+
+  const ModelRegistry registry_{options_.registry};
+  std::unique_ptr<SourceModel> source_;
+  EncoderConfig config_;  // as the source has it, the run's dropout aside
+  internal::EncodingOptions encoding_;
+  std::unique_ptr<Featurizer> featurizer_;
+  std::unique_ptr<Network> network_;
+
+  Catalogue catalogue_;
+  std::string digest_;
+  std::vector<Split> splits_;  // of each task
+  std::vector<std::unique_ptr<Task>> tasks_;
+  std::vector<int> heads_;  // the network's number of each task's head
+  std::vector<std::vector<int>> tokens_;  // of each task's examples
+
+  std::vector<at::Tensor> trained_;
+  std::unique_ptr<Optimizer> optimizer_;
+  int64_t step_ = 0, total_steps_ = 0;
+  double smoothed_loss_ = 0;
+  int64_t examples_done_ = 0;
+  double training_seconds_ = 0, evaluation_seconds_ = 0;
+
+  FineTuneReport report_;
+};
+
+absl::Status Run::Load() {
+  ASSIGN_OR_RETURN(const std::string folder,
+                   ResolveSource(options_.from, registry_));
+  ASSIGN_OR_RETURN(source_, LoadSourceModel(folder));
+  config_ = source_->checkpoint.config;
+  if (options_.freeze != FineTuneOptions::kFreezeEncoder &&
+      options_.freeze > config_.num_layers) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--freeze ", options_.freeze, ": the encoder has ",
+                     config_.num_layers, " layers"));
+  }
+  // An embedding table in fp32 and its layers: what a version takes at most.
+  int64_t bytes = 0;
+  for (const auto& [name, view] : source_->checkpoint.encoder) {
+    bytes += view.elements() * (options_.save_f16 ? 2 : 4);
+  }
+  RETURN_IF_ERROR(CheckFreeDisk(options_.registry, bytes));
+
+  ASSIGN_OR_RETURN(
+      encoding_,
+      ResolveEncodingOptions(
+          Merge(source_->manifest.encoding(), options_.encoding), config_));
+  featurizer_ =
+      std::make_unique<Featurizer>(*source_->tokenizer, encoding_, config_);
+  report_.bf16 = options_.bf16.value_or(ProcessorHasFastBf16());
+  if (options_.dropout >= 0) {
+    source_->checkpoint.config.hidden_dropout = options_.dropout;
+    source_->checkpoint.config.attention_dropout = options_.dropout;
+  }
+  ASSIGN_OR_RETURN(network_, Network::Create(source_->checkpoint,
+                                             source_->heads(), report_.bf16));
+  return absl::OkStatus();
+}
+
+absl::Status Run::ReadData() {
+  if (!options_.items.empty()) {
+    ASSIGN_OR_RETURN(catalogue_, ReadItems(options_.items, &digest_));
+  }
+  for (const FitTask& task : options_.tasks) {
+    ASSIGN_OR_RETURN(
+        Dataset data,
+        ReadDataset(task.kind, task.data, task.grades, &catalogue_, &digest_));
+    if (task.validation.empty()) {
+      splits_.push_back(
+          SplitDataset(std::move(data), options_.validation_share));
+    } else {
+      ASSIGN_OR_RETURN(Dataset held_out,
+                       ReadDataset(task.kind, task.validation, task.grades,
+                                   &catalogue_, &digest_));
+      splits_.push_back({std::move(data), std::move(held_out)});
+    }
+    RETURN_IF_ERROR(CheckStop());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Run::MakeTasks() {
+  for (size_t i = 0; i < options_.tasks.size(); ++i) {
+    TaskSettings settings;
+    settings.temperature = options_.temperature;
+    settings.targets_per_user = options_.targets_per_user;
+    const std::string name = HeadName(options_.tasks[i]);
+    const int parent = network_->FindHead(name);
+    if (parent >= 0) {
+      settings.head = network_->head(parent);
+    } else {
+      settings.head.set_pooling(options_.pooling);
+    }
+    settings.head.set_name(name);
+    settings.head.set_kind(options_.tasks[i].kind);
+    if (parent >= 0 && network_->head(parent).kind() != settings.head.kind()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("head ", name, " of the parent is of kind ",
+                       internal::HeadKind_Name(network_->head(parent).kind()),
+                       "; give the new one another name with --head"));
+    }
+    ASSIGN_OR_RETURN(auto task,
+                     NewTask(settings, *featurizer_, catalogue_, splits_[i]));
+    HeadReport& report = report_.heads.emplace_back();
+    report.name = name;
+    report.kind = task->head().kind();
+    report.examples = task->examples();
+    report.validation_rows = task->validation_rows();
+    report.baselines = task->Baselines();
+    if (task->examples() == 0) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "head ", name, ": no examples in ", options_.tasks[i].data));
+    }
+    if (task->validation_rows() == 0) {
+      report_.warnings.push_back(absl::StrCat(
+          "head ", name, ": no rows are held out, so it is not evaluated"));
+    }
+    ASSIGN_OR_RETURN(const int head,
+                     network_->PutHead(task->head(), options_.seed + i));
+    if (parent >= 0) report.before = task->Evaluate(*network_, head);
+    std::vector<int> tokens(task->examples());
+    for (int e = 0; e < tokens.size(); ++e) tokens[e] = task->tokens(e);
+    tokens_.push_back(std::move(tokens));
+    heads_.push_back(head);
+    tasks_.push_back(std::move(task));
+    RETURN_IF_ERROR(CheckStop());
+  }
+  for (int h = 0; h < network_->head_count(); ++h) {
+    if (EncoderChanges() &&
+        std::find(heads_.begin(), heads_.end(), h) == heads_.end()) {
+      report_.warnings.push_back(absl::StrCat(
+          "head ", network_->head(h).name(),
+          " is carried over as it is, over an encoder that changes"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+void Run::MakeOptimizer() {
+  const double head_rate = options_.head_learning_rate > 0
+                               ? options_.head_learning_rate
+                               : options_.learning_rate;
+  // Decayed and not, of the encoder and of the heads.
+  std::vector<ParameterGroup> groups(4);
+  const auto add = [&](const std::string& name, at::Tensor tensor, bool head) {
+    tensor.set_requires_grad(true);
+    groups[2 * head + !IsDecayed(name)].tensors.push_back(tensor);
+    trained_.push_back(tensor);
+  };
+  for (const auto& [name, tensor] : network_->EncoderParameters()) {
+    // The pooler is no part of what our heads read.
+    if (absl::StartsWith(name, "pooler.")) continue;
+    if (LayerOf(name) >= options_.freeze) add(name, tensor, false);
+  }
+  for (const int h : heads_) {
+    for (const auto& [name, tensor] : network_->HeadParameters(h)) {
+      add(name, tensor, true);
+    }
+  }
+  for (int i = 0; i < 4; ++i) {
+    groups[i].learning_rate = i < 2 ? options_.learning_rate : head_rate;
+    groups[i].weight_decay = i % 2 == 0 ? options_.weight_decay : 0;
+  }
+  optimizer_ = options_.sgd ? NewSgd(groups) : NewAdamW(groups);
+}
+
+absl::Status Run::Step(const TrainingBatch& batch, double* loss) {
+  const FitTask& fit = options_.tasks[batch.task];
+  const at::Tensor value = tasks_[batch.task]->Loss(
+      *network_, heads_[batch.task], batch.examples, /*dropout=*/true);
+  *loss = value.item<double>();
+  if (!std::isfinite(*loss)) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "head ", tasks_[batch.task]->head().name(), ": the loss became ", *loss,
+        " at step ", step_ + 1, "; a lower --learning-rate may help"));
+  }
+  (value * fit.weight).backward();
+  double scale = 1;
+  if (options_.clip > 0) {
+    const double norm = GradientNorm(trained_);
+    if (norm > options_.clip) scale = options_.clip / norm;
+  }
+  optimizer_->Step(
+      RateFactor(options_.schedule, options_.warmup, step_, total_steps_),
+      scale);
+  ++step_;
+  return absl::OkStatus();
+}
+
+absl::Status Run::TrainEpoch(int epoch, std::vector<TrainingBatch> batches,
+                             double* mean_loss) {
+  double sum = 0;
+  for (size_t i = 0; i < batches.size(); ++i) {
+    RETURN_IF_ERROR(CheckStop());
+    const Clock::time_point start = Clock::now();
+    double loss = 0;
+    RETURN_IF_ERROR(Step(batches[i], &loss));
+    training_seconds_ += SecondsSince(start);
+    examples_done_ += batches[i].examples.size();
+    sum += loss;
+    smoothed_loss_ = step_ == 1 ? loss
+                                : kLossSmoothing * smoothed_loss_ +
+                                      (1 - kLossSmoothing) * loss;
+    StepProgress progress;
+    progress.epoch = epoch;
+    progress.epochs = options_.epochs;
+    progress.step = i + 1;
+    progress.steps = batches.size();
+    progress.loss = smoothed_loss_;
+    progress.examples_per_second = examples_done_ / training_seconds_;
+    progress.eta_seconds =
+        training_seconds_ / step_ * (total_steps_ - step_) +
+        evaluation_seconds_ / epoch * (options_.epochs - epoch + 1);
+    listener_->OnStep(progress);
+  }
+  *mean_loss = sum / batches.size();
+  return absl::OkStatus();
+}
+
+Metrics Run::EvaluateAll() const {
+  Metrics metrics;
+  for (size_t i = 0; i < tasks_.size(); ++i) {
+    metrics.push_back(tasks_[i]->Evaluate(*network_, heads_[i]));
+  }
+  return metrics;
+}
+
+// The mean of the tasks' first metrics, by their weights.
+double Run::Selection(const Metrics& metrics) const {
+  double sum = 0, weights = 0;
+  for (size_t i = 0; i < metrics.size(); ++i) {
+    if (metrics[i].empty()) continue;
+    sum += options_.tasks[i].weight * metrics[i].front().value;
+    weights += options_.tasks[i].weight;
+  }
+  return weights == 0 ? 0 : sum / weights;
+}
+
+absl::Status Run::Train() {
+  const Clock::time_point start = Clock::now();
+  std::mt19937_64 random(options_.seed);
+  at::manual_seed(options_.seed);
+  // The first epoch's batches tell how many steps there are, about: the cut
+  // by tokens moves a little from epoch to epoch.
+  const auto make = [&] {
+    std::vector<TrainingBatch> batches;
+    for (size_t i = 0; i < tasks_.size(); ++i) {
+      std::vector<TrainingBatch> more =
+          MakeBatches(static_cast<int>(i), tokens_[i], options_.batch_size,
+                      options_.batch_tokens, &random);
+      std::move(more.begin(), more.end(), std::back_inserter(batches));
+    }
+    Shuffle(&batches, &random);
+    return batches;
+  };
+  const bool evaluates =
+      std::any_of(tasks_.begin(), tasks_.end(),
+                  [](const auto& task) { return task->validation_rows() > 0; });
+
+  std::vector<at::Tensor> best;
+  Metrics best_metrics(tasks_.size());
+  double best_selection = -std::numeric_limits<double>::infinity();
+  int without_gain = 0;
+  for (int epoch = 1; epoch <= options_.epochs; ++epoch) {
+    std::vector<TrainingBatch> batches = make();
+    total_steps_ = step_ + static_cast<int64_t>(batches.size()) *
+                               (options_.epochs - epoch + 1);
+    double loss = 0;
+    RETURN_IF_ERROR(TrainEpoch(epoch, std::move(batches), &loss));
+    report_.epochs = epoch;
+
+    const Clock::time_point evaluation = Clock::now();
+    const Metrics metrics = EvaluateAll();
+    evaluation_seconds_ += SecondsSince(evaluation);
+    const double selection = evaluates ? Selection(metrics) : epoch;
+    const bool gain = selection > best_selection;
+    if (gain) {
+      best_selection = selection;
+      best_metrics = metrics;
+      report_.best_epoch = epoch;
+      without_gain = 0;
+      best.clear();
+      for (const at::Tensor& tensor : trained_) {
+        best.push_back(tensor.detach().clone());
+      }
+    } else {
+      ++without_gain;
+    }
+    listener_->OnEpoch(epoch, loss, gain, metrics);
+    RETURN_IF_ERROR(CheckStop());
+    if (options_.patience > 0 && without_gain >= options_.patience) break;
+  }
+  const at::NoGradGuard no_grad;
+  for (size_t i = 0; i < best.size(); ++i) trained_[i].copy_(best[i]);
+  for (size_t i = 0; i < tasks_.size(); ++i) {
+    tasks_[i]->Calibrate(network_.get(), heads_[i]);
+    report_.heads[i].after = best_metrics[i];
+  }
+  report_.steps = step_;
+  report_.seconds = SecondsSince(start);
+  report_.examples_per_second = examples_done_ / training_seconds_;
+  return absl::OkStatus();
+}
+
+absl::Status Run::Publish() {
+  NewVersion version;
+  const TensorType type =
+      options_.save_f16 ? TensorType::kF16 : TensorType::kF32;
+  version.config = config_;
+  // The task part of a Hugging Face checkpoint is in heads.safetensors now.
+  version.config.architectures = {config_.model_type == "bert" ? "BertModel"
+                                  : config_.model_type == "roberta"
+                                      ? "RobertaModel"
+                                      : "XLMRobertaModel"};
+  version.config.labels.clear();
+  version.encoder = network_->SaveEncoder(type);
+  version.heads = network_->SaveHeads(type);
+  version.tokenizer_folder = source_->folder;
+
+  internal::Manifest& manifest = version.manifest;
+  if (source_->manifest.model() == options_.model) {
+    manifest.set_parent(source_->manifest.version());
+  }
+  manifest.set_created_by(kCreatedBy);
+  manifest.set_description(absl::StrCat(
+      "fine-tuned from ", source_->manifest.version() > 0
+                              ? absl::StrCat(source_->manifest.model(), "/",
+                                             source_->manifest.version())
+                              : "a Hugging Face folder"));
+  *manifest.mutable_encoding() = encoding_;
+  manifest.set_pooling(source_->manifest.pooling());
+  for (const internal::Head& head : network_->head_list()) {
+    *manifest.add_heads() = head;
+  }
+  for (const HeadReport& head : report_.heads) {
+    for (size_t i = 0; i < head.after.size(); ++i) {
+      internal::Metric* const metric = manifest.add_metrics();
+      metric->set_head(head.name);
+      metric->set_name(head.after[i].name);
+      metric->set_split("validation");
+      metric->set_before(head.before.empty()
+                             ? std::numeric_limits<double>::quiet_NaN()
+                             : head.before[i].value);
+      metric->set_value(head.after[i].value);
+    }
+  }
+  manifest.set_data_digest(digest_);
+  manifest.set_seed(options_.seed);
+  manifest.set_recipe(options_.recipe);
+  for (size_t i = 0; i < tasks_.size(); ++i) {
+    for (const Encoding* sample : tasks_[i]->Samples(kGoldenPerHead)) {
+      version.samples.emplace_back(tasks_[i]->head().name(), *sample);
+    }
+  }
+  RETURN_IF_ERROR(CheckStop());
+  ASSIGN_OR_RETURN(report_.version,
+                   PublishVersion(registry_, options_.model, version));
+  report_.folder = registry_.VersionFolder(options_.model, report_.version);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<FineTuneReport> Run::Go() {
+  RETURN_IF_ERROR(CheckOptions(options_));
+  at::set_num_threads(options_.threads > 0
+                          ? options_.threads
+                          : std::max(1u, std::thread::hardware_concurrency()));
+  RETURN_IF_ERROR(Load());
+  RETURN_IF_ERROR(ReadData());
+  RETURN_IF_ERROR(MakeTasks());
+  listener_->OnStart(report_);
+  MakeOptimizer();
+  RETURN_IF_ERROR(Train());
+  RETURN_IF_ERROR(Publish());
+  return report_;
+}
+
+}  // namespace
+
+double RateFactor(Schedule schedule, double warmup, int64_t step,
+                  int64_t steps) {
+  const double warm = warmup * static_cast<double>(steps);
+  const double at = static_cast<double>(step);
+  if (at + 1 < warm) return (at + 1) / warm;
+  if (schedule == Schedule::kConstant) return 1;
+  const double left =
+      std::clamp((static_cast<double>(steps) - at) /
+                     std::max(1.0, static_cast<double>(steps) - warm),
+                 0.0, 1.0);
+  if (schedule == Schedule::kLinear) return left;
+  return 0.5 * (1 - std::cos(left * 3.14159265358979323846));
+}
+
+absl::Status CheckOptions(const FineTuneOptions& options) {
+  std::vector<std::string> errors;
+  const auto require = [&errors](bool good, std::string error) {
+    if (!good) errors.push_back(std::move(error));
+  };
+  require(!options.tasks.empty(), "at least one --task is needed");
+  const absl::Status name = CheckModelName(options.model);
+  require(name.ok(), absl::StrCat("--model: ", name.message()));
+  require(!options.registry.empty(), "--out: empty");
+  require(options.learning_rate > 0 && options.learning_rate < 100,
+          absl::StrCat("--learning-rate ", options.learning_rate,
+                       ": above 0 is needed"));
+  require(options.head_learning_rate >= 0,
+          absl::StrCat("--head-learning-rate ", options.head_learning_rate,
+                       ": below 0"));
+  require(options.warmup >= 0 && options.warmup < 1,
+          absl::StrCat("--warmup ", options.warmup, ": outside [0, 1)"));
+  require(options.batch_size >= 1,
+          absl::StrCat("--batch-size ", options.batch_size, ": below 1"));
+  require(options.batch_tokens >= 1,
+          absl::StrCat("--batch-tokens ", options.batch_tokens, ": below 1"));
+  require(options.epochs >= 1,
+          absl::StrCat("--epochs ", options.epochs, ": below 1"));
+  require(options.weight_decay >= 0,
+          absl::StrCat("--weight-decay ", options.weight_decay, ": below 0"));
+  require(options.dropout < 1,
+          absl::StrCat("--dropout ", options.dropout, ": outside [0, 1)"));
+  require(options.clip >= 0,
+          absl::StrCat("--clip ", options.clip, ": below 0"));
+  require(options.patience >= 0,
+          absl::StrCat("--patience ", options.patience, ": below 0"));
+  require(options.validation_share >= 0 && options.validation_share < 1,
+          absl::StrCat("--validation-share ", options.validation_share,
+                       ": outside [0, 1)"));
+  require(options.temperature > 0,
+          absl::StrCat("--temperature ", options.temperature,
+                       ": above 0 is needed"));
+  require(options.targets_per_user >= 0,
+          absl::StrCat("--targets-per-user ", options.targets_per_user,
+                       ": below 0"));
+  require(options.threads >= 0 && options.threads <= 1024,
+          absl::StrCat("--threads ", options.threads, ": outside 0 to 1024"));
+  std::vector<std::string> names;
+  for (const FitTask& task : options.tasks) {
+    const std::string head = HeadName(task);
+    require(!task.data.empty(),
+            absl::StrCat("--task for head ", head, " has no --data"));
+    require(task.weight > 0,
+            absl::StrCat("--task-weight ", task.weight, ": above 0 is needed"));
+    require(task.grades.min < task.grades.max,
+            absl::StrCat("--grades ", task.grades.min, ":", task.grades.max,
+                         ": the first must be the smaller"));
+    require(!head.empty() && head.size() <= 63 &&
+                std::all_of(head.begin(), head.end(),
+                            [](char c) {
+                              return absl::ascii_islower(c) ||
+                                     absl::ascii_isdigit(c) || c == '_';
+                            }),
+            absl::StrCat("--head ", head, ": a-z 0-9 _ are allowed"));
+    require(head != "embedding", "--head embedding: the name is taken");
+    require(std::find(names.begin(), names.end(), head) == names.end(),
+            absl::StrCat("two tasks for head ", head,
+                         "; name them apart with --head"));
+    names.push_back(head);
+    const bool needs_items = task.kind == internal::HEAD_KIND_RECOMMENDATION ||
+                             task.kind == internal::HEAD_KIND_INTEREST;
+    require(!needs_items || !options.items.empty(),
+            absl::StrCat("head ", head, " needs --items"));
+  }
+  if (errors.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrJoin(errors, "\n"));
+}
+
+absl::StatusOr<FineTuneReport> FineTune(const FineTuneOptions& options,
+                                        FineTuneListener* listener,
+                                        const std::atomic<bool>& stop) {
+  try {
+    return Run(options, listener, stop).Go();
+  } catch (const std::exception& e) {  // LibTorch's, out of memory
+    return absl::InternalError(absl::StrCat("training: ", e.what()));
+  }
+}
+
+}  // namespace vitrine

@@ -1,0 +1,129 @@
+#pragma once
+
+// A whole run of fine-tuning: reads the rows, trains, evaluates, publishes.
+// The command line's `fit` is a thin shell around it.
+
+#include <atomic>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "trainer/dataset.h"
+#include "trainer/evaluation.h"
+#include "trainer/task.h"
+#include "vitrine/internal/manifest.pb.h"
+
+namespace vitrine {
+
+enum class Schedule { kConstant, kLinear, kCosine };
+
+// One head to train.
+struct FitTask {
+  internal::HeadKind kind = internal::HEAD_KIND_UNSPECIFIED;
+  std::string head;        // empty: the kind's name, "classifier" for labels
+  std::string data;        // a file of rows
+  std::string validation;  // empty: a share of `data`
+  GradeRange grades;
+  double weight = 1;  // of its loss, and of its metric in choosing an epoch
+};
+
+struct FineTuneOptions {
+  std::string from;      // folder, MODEL/NUMBER or MODEL
+  std::string registry;  // where the version goes
+  std::string model;
+  std::string items;  // a file of items, where rows name them by id
+  std::vector<FitTask> tasks;
+
+  bool sgd = false;  // else AdamW
+  double learning_rate = 5e-5;
+  double head_learning_rate = 0;  // 0: learning_rate
+  Schedule schedule = Schedule::kLinear;
+  double warmup = 0.1;      // share of all steps
+  int batch_size = 32;      // examples
+  int batch_tokens = 8192;  // at most, however many examples that leaves
+  int epochs = 3;
+  double weight_decay = 0.01;  // not on biases and LayerNorm
+  double dropout = -1;         // negative: as the model's config says
+  double clip = 1;             // of the gradients' norm; 0: none
+  int patience = 0;            // epochs without gain before stopping; 0: off
+  double validation_share = 0.1;
+  // Layers that stay as they are, counted from the bottom, the embeddings with
+  // them; -1: none, kFreezeEncoder: all.
+  int freeze = -1;
+  static constexpr int kFreezeEncoder = 1 << 20;
+  uint64_t seed = 1;
+  std::optional<bool> bf16;  // none: where the processor gains by it
+  int threads = 0;           // 0: as many as processors
+  bool save_f16 = false;
+  double temperature = 0.05;
+  int targets_per_user = 20;
+  // Of new heads; what is trained already keeps its own.
+  internal::Pooling pooling = internal::POOLING_UNSPECIFIED;
+  internal::EncodingOptions encoding;  // set fields replace the parent's
+  std::string recipe;                  // for the manifest: the options as text
+};
+
+struct HeadReport {
+  std::string name;
+  internal::HeadKind kind = internal::HEAD_KIND_UNSPECIFIED;
+  int examples = 0;
+  int validation_rows = 0;
+  std::vector<Baseline> baselines;
+  std::vector<MetricValue> before;  // empty: the head is new
+  std::vector<MetricValue> after;   // of the epoch that was kept
+};
+
+struct FineTuneReport {
+  int64_t version = 0;
+  std::string folder;
+  std::vector<HeadReport> heads;
+  std::vector<std::string> warnings;
+  int epochs = 0;      // that were run
+  int best_epoch = 0;  // whose weights were kept
+  int64_t steps = 0;
+  double seconds = 0;              // of training, evaluation included
+  double examples_per_second = 0;  // of training alone
+  bool bf16 = false;
+};
+
+struct StepProgress {
+  int epoch = 0;  // from 1
+  int epochs = 0;
+  int64_t step = 0;  // of the epoch, from 1
+  int64_t steps = 0;
+  double loss = 0;  // smoothed
+  double examples_per_second = 0;
+  double eta_seconds = 0;  // to the end of the last epoch
+};
+
+// Told what happens, on the calling thread.
+class FineTuneListener {
+ public:
+  virtual ~FineTuneListener() = default;
+  // Data is read, baselines and the metrics before are there.
+  virtual void OnStart(const FineTuneReport& report) { (void)report; }
+  virtual void OnStep(const StepProgress& progress) { (void)progress; }
+  // metrics[i] is of tasks[i].
+  virtual void OnEpoch(int epoch, double loss, bool best,
+                       const std::vector<std::vector<MetricValue>>& metrics) {
+    (void)epoch, (void)loss, (void)best, (void)metrics;
+  }
+};
+
+// Blocking. kCancelled, and nothing is published, soon after `stop` is set.
+// One seed and one number of threads give one result.
+absl::StatusOr<FineTuneReport> FineTune(const FineTuneOptions& options,
+                                        FineTuneListener* listener,
+                                        const std::atomic<bool>& stop);
+
+// Every problem of the options by themselves, one a line.
+absl::Status CheckOptions(const FineTuneOptions& options);
+
+// The learning rate's factor at `step` (from 0) of `steps`: up to 1 over the
+// warm-up, then by the schedule, down to 0 but for kConstant.
+double RateFactor(Schedule schedule, double warmup, int64_t step,
+                  int64_t steps);
+
+}  // namespace vitrine

@@ -1,0 +1,346 @@
+// vitrine-trainer fit: the command line of FineTune().
+
+#include <signal.h>
+
+#include <atomic>
+#include <cstdio>
+#include <map>
+#include <memory>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "base/status_macros.h"
+#include "trainer/commands.h"
+#include "trainer/fine_tune.h"
+#include "trainer/progress.h"
+
+namespace vitrine {
+namespace {
+
+std::atomic<bool> g_stop{false};
+static_assert(std::atomic<bool>::is_always_lock_free);
+
+void OnSignal(int number) {
+  g_stop = true;
+  // A second one ends the process at once.
+  signal(number, SIG_DFL);
+}
+
+constexpr char kExamples[] =
+    R"(Files are JSON lines, plain or gzip, UTF-8. Errors name file, line and field.
+  items            {"id", "title", "brand", "description", "categories": [..],
+                    "attributes": {..}}
+  relevance        {"query", "grade", "item_id"}, or the item's own fields in
+                   place of item_id
+  recommendation   {"user_id", "items": [id, ..]}, oldest first
+  interest         {"user_id", "items": [id, ..], "categories": [..]}
+  classification   {"text", "label"}
+
+Several --task groups train several heads over one encoder: --data, --head,
+--validation, --grades and --task-weight belong to the --task before them.
+Heads of the parent that are not trained are carried over.
+
+The weights of the epoch with the best validation metric are kept: ndcg@10 of
+relevance and recommendation, macro_f1 of interest and classification, averaged
+by --task-weight. trainer/evaluation.h defines every metric. One --seed and one
+--threads give the same result again. Ctrl-C stops; nothing is published then.
+
+Rates: a pretrained encoder takes 2e-5 to 5e-5 (the default), a small one from
+`init` learns with 1e-3 and a dozen epochs.
+
+Examples:
+  vitrine-trainer fit --from shop/3 --items items.jsonl \
+      --task relevance --data relevance.jsonl.gz --out registry --model shop
+  vitrine-trainer fit --from encoder --items items.jsonl \
+      --task relevance --data relevance.jsonl \
+      --task recommendation --data users.jsonl --task-weight 0.5 \
+      --task interest --data interest.jsonl \
+      --task classification --head category --data categories.jsonl \
+      --learning-rate 1e-3 --epochs 12 --patience 3 \
+      --out registry --model shop --json)";
+
+// What the flags say before they become FineTuneOptions.
+struct FitFlags {
+  FineTuneOptions options;
+  std::vector<std::string> kinds, data, heads, validation, grades;
+  std::vector<double> weights;
+  std::string optimizer = "adamw";
+  std::string schedule = "linear";
+  std::string freeze = "none";
+  std::string bf16 = "auto";
+  std::string pooling = "cls";
+  std::string save_dtype = "f32";
+  int max_tokens = 0, max_query_tokens = 0, max_title_tokens = 0,
+      max_brand_tokens = 0, max_categories_tokens = 0,
+      max_attributes_tokens = 0, max_description_tokens = 0,
+      max_history_item_tokens = 0;
+  bool json = false;
+};
+
+const std::map<std::string, internal::HeadKind>& Kinds() {
+  static const auto* const kinds =
+      new std::map<std::string, internal::HeadKind>{
+          {"relevance", internal::HEAD_KIND_RELEVANCE},
+          {"recommendation", internal::HEAD_KIND_RECOMMENDATION},
+          {"interest", internal::HEAD_KIND_INTEREST},
+          {"classification", internal::HEAD_KIND_CLASSIFICATION}};
+  return *kinds;
+}
+
+GradeRange ParseGrades(const std::string& text) {
+  const std::vector<std::string> parts = absl::StrSplit(text, ':');
+  GradeRange range;
+  if (parts.size() != 2 || !absl::SimpleAtof(parts[0], &range.min) ||
+      !absl::SimpleAtof(parts[1], &range.max)) {
+    throw CLI::ValidationError("--grades",
+                               absl::StrCat(text, " is not MIN:MAX"));
+  }
+  return range;
+}
+
+// Puts the values of the repeated options into the groups that --task opens,
+// by their order on the command line. With one --task the order is free.
+void GroupTasks(const CLI::App& command, FitFlags* flags) {
+  std::map<std::string, size_t> used;
+  const bool one = flags->kinds.size() == 1;
+  std::vector<FitTask>& tasks = flags->options.tasks;
+  std::vector<std::map<std::string, bool>> given;
+  if (one) {
+    tasks.emplace_back().kind = Kinds().at(flags->kinds.front());
+    given.emplace_back();
+  }
+  for (const CLI::Option* const option : command.parse_order()) {
+    const std::string name = option->get_name();
+    const size_t number = used[name]++;
+    if (name == "--task") {
+      if (one) continue;
+      tasks.emplace_back().kind = Kinds().at(flags->kinds[number]);
+      given.emplace_back();
+      continue;
+    }
+    const bool grouped = name == "--data" || name == "--head" ||
+                         name == "--validation" || name == "--grades" ||
+                         name == "--task-weight";
+    if (!grouped) continue;
+    if (tasks.empty()) {
+      throw CLI::ValidationError(name, "comes before the --task it belongs to");
+    }
+    if (given.back()[name]) {
+      throw CLI::ValidationError(name, "given twice for one --task");
+    }
+    given.back()[name] = true;
+    FitTask& task = tasks.back();
+    if (name == "--data") task.data = flags->data[number];
+    if (name == "--head") task.head = flags->heads[number];
+    if (name == "--validation") task.validation = flags->validation[number];
+    if (name == "--grades") task.grades = ParseGrades(flags->grades[number]);
+    if (name == "--task-weight") task.weight = flags->weights[number];
+  }
+}
+
+void Resolve(const CLI::App& command, FitFlags* flags) {
+  GroupTasks(command, flags);
+  FineTuneOptions& options = flags->options;
+  options.sgd = flags->optimizer == "sgd";
+  options.schedule = flags->schedule == "linear"   ? Schedule::kLinear
+                     : flags->schedule == "cosine" ? Schedule::kCosine
+                                                   : Schedule::kConstant;
+  if (flags->freeze == "encoder") {
+    options.freeze = FineTuneOptions::kFreezeEncoder;
+  } else if (flags->freeze != "none" &&
+             (!absl::SimpleAtoi(flags->freeze, &options.freeze) ||
+              options.freeze < 0)) {
+    throw CLI::ValidationError(
+        "--freeze", flags->freeze + " is neither none, encoder nor a number");
+  }
+  if (flags->bf16 != "auto") options.bf16 = flags->bf16 == "on";
+  options.pooling =
+      flags->pooling == "mean" ? internal::POOLING_MEAN : internal::POOLING_CLS;
+  options.save_f16 = flags->save_dtype == "f16";
+  internal::EncodingOptions& encoding = options.encoding;
+  encoding.set_max_tokens(flags->max_tokens);
+  encoding.set_max_query_tokens(flags->max_query_tokens);
+  encoding.set_max_title_tokens(flags->max_title_tokens);
+  encoding.set_max_brand_tokens(flags->max_brand_tokens);
+  encoding.set_max_categories_tokens(flags->max_categories_tokens);
+  encoding.set_max_attributes_tokens(flags->max_attributes_tokens);
+  encoding.set_max_description_tokens(flags->max_description_tokens);
+  encoding.set_max_history_item_tokens(flags->max_history_item_tokens);
+  std::vector<std::string> recipe;
+  for (const CLI::Option* const option : command.get_options()) {
+    if (option->count() == 0 || option->get_name() == "--json") continue;
+    for (const std::string& value : option->results()) {
+      recipe.push_back(absl::StrCat(option->get_name(), "=", value));
+    }
+  }
+  options.recipe = absl::StrJoin(recipe, " ");
+}
+
+absl::Status Fit(const FitFlags& flags) {
+  signal(SIGINT, OnSignal);
+  signal(SIGTERM, OnSignal);
+  ProgressPrinter printer(stderr);
+  ASSIGN_OR_RETURN(const FineTuneReport report,
+                   FineTune(flags.options, &printer, g_stop));
+  std::FILE* const out = flags.json ? stderr : stdout;
+  absl::FPrintF(out, "\n%s\n", MetricsTable(report));
+  absl::FPrintF(out,
+                "%d epochs, %d steps in %s, %.0f examples/s; kept epoch %d\n",
+                report.epochs, report.steps, FormatDuration(report.seconds),
+                report.examples_per_second, report.best_epoch);
+  absl::FPrintF(out, "published %s\n", report.folder);
+  if (flags.json) {
+    absl::PrintF("%s\n", ReportToJson(report, flags.options.model));
+  }
+  return absl::OkStatus();
+}
+
+void AddTaskOptions(CLI::App* command, FitFlags* flags) {
+  constexpr char kGroup[] = "Tasks (repeatable)";
+  std::vector<std::string> kinds;
+  for (const auto& [name, kind] : Kinds()) kinds.push_back(name);
+  // One value each time, however many times.
+  command->add_option("--task", flags->kinds, "What to train: a head's kind")
+      ->required()
+      ->check(CLI::IsMember(kinds))
+      ->allow_extra_args(false)
+      ->group(kGroup);
+  command->add_option("--data", flags->data, "Rows, JSON lines (.gz too)")
+      ->required()
+      ->check(CLI::ExistingFile)
+      ->allow_extra_args(false)
+      ->group(kGroup);
+  command
+      ->add_option("--head", flags->heads,
+                   "The head's name; default: the kind's, classifier for "
+                   "classification")
+      ->allow_extra_args(false)
+      ->group(kGroup);
+  command
+      ->add_option("--validation", flags->validation,
+                   "Held-out rows; default: a share of --data")
+      ->check(CLI::ExistingFile)
+      ->allow_extra_args(false)
+      ->group(kGroup);
+  command
+      ->add_option("--grades", flags->grades,
+                   "MIN:MAX, the grades that mean 0 and 1 [0:3]")
+      ->allow_extra_args(false)
+      ->group(kGroup);
+  command
+      ->add_option("--task-weight", flags->weights,
+                   "Of the task's loss, and of its metric in choosing the "
+                   "epoch [1]")
+      ->allow_extra_args(false)
+      ->group(kGroup);
+}
+
+void AddTrainingOptions(CLI::App* command, FitFlags* flags) {
+  constexpr char kGroup[] = "Training";
+  FineTuneOptions* const o = &flags->options;
+  const auto add = [&](const char* name, auto& value, const char* help) {
+    return command->add_option(name, value, help)
+        ->capture_default_str()
+        ->group(kGroup);
+  };
+  add("--optimizer", flags->optimizer, "adamw or sgd (momentum 0.9)")
+      ->check(CLI::IsMember({"adamw", "sgd"}));
+  add("--learning-rate", o->learning_rate, "At the end of the warm-up");
+  add("--head-learning-rate", o->head_learning_rate,
+      "Of the heads; 0: as --learning-rate");
+  add("--schedule", flags->schedule, "linear or cosine (to 0), or constant")
+      ->check(CLI::IsMember({"linear", "cosine", "constant"}));
+  add("--warmup", o->warmup, "Share of the steps over which the rate rises");
+  add("--batch-size", o->batch_size, "Examples in a step");
+  add("--batch-tokens", o->batch_tokens, "Tokens in a step, at most");
+  add("--epochs", o->epochs, "Times through the rows");
+  add("--weight-decay", o->weight_decay, "But for biases and LayerNorm");
+  add("--dropout", o->dropout, "Negative: as config.json says");
+  add("--clip", o->clip, "Largest norm of the gradients; 0: no limit");
+  add("--freeze", flags->freeze,
+      "none; encoder (heads only); N: the embeddings and the N bottom layers");
+  add("--temperature", o->temperature, "Of recommendation's softmax");
+  add("--targets-per-user", o->targets_per_user,
+      "Recommendation: a user's newest items to predict; 0: all");
+  add("--pooling", flags->pooling, "What new heads read: cls or mean")
+      ->check(CLI::IsMember({"cls", "mean"}));
+  add("--seed", o->seed, "Of order, dropout and new heads");
+  add("--bf16", flags->bf16,
+      "bf16 products: on, off, or auto (on where the processor has AMX)")
+      ->check(CLI::IsMember({"auto", "on", "off"}));
+  add("--threads", o->threads, "0: one for each processor");
+}
+
+void AddValidationOptions(CLI::App* command, FitFlags* flags) {
+  constexpr char kGroup[] = "Validation";
+  FineTuneOptions* const o = &flags->options;
+  command
+      ->add_option("--validation-share", o->validation_share,
+                   "Of queries, users or texts, by a hash; 0: none")
+      ->capture_default_str()
+      ->group(kGroup);
+  command
+      ->add_option("--patience", o->patience,
+                   "Stop after so many epochs without gain; 0: never")
+      ->capture_default_str()
+      ->group(kGroup);
+}
+
+void AddEncodingOptions(CLI::App* command, FitFlags* flags) {
+  constexpr char kGroup[] = "Input (0: as the parent has it, or the default)";
+  const auto add = [&](const char* name, int& value, const char* help) {
+    command->add_option(name, value, help)->group(kGroup);
+  };
+  add("--max-tokens", flags->max_tokens, "Longest sequence [128]");
+  add("--max-query-tokens", flags->max_query_tokens, "Query [32]");
+  add("--max-title-tokens", flags->max_title_tokens, "Title [48]");
+  add("--max-brand-tokens", flags->max_brand_tokens, "Brand [8]");
+  add("--max-categories-tokens", flags->max_categories_tokens,
+      "Categories [12]");
+  add("--max-attributes-tokens", flags->max_attributes_tokens,
+      "Attributes [24]");
+  add("--max-description-tokens", flags->max_description_tokens,
+      "Description [48]; -1: left out, as in every field");
+  add("--max-history-item-tokens", flags->max_history_item_tokens,
+      "One item of a history [16]");
+}
+
+}  // namespace
+
+void AddFitCommand(CLI::App* app, CommandFunction* run) {
+  CLI::App* const command =
+      app->add_subcommand("fit", "Fine-tune and publish a version");
+  auto flags = std::make_shared<FitFlags>();
+  FineTuneOptions* const o = &flags->options;
+  command
+      ->add_option("--from", o->from,
+                   "What to start from: a folder, or MODEL/NUMBER or MODEL of "
+                   "the registry")
+      ->required();
+  command->add_option("--out", o->registry, "Registry")->required();
+  command->add_option("--model", o->model, "Name in the registry")->required();
+  command->add_option("--items", o->items, "Items that rows name by id")
+      ->check(CLI::ExistingFile);
+  command
+      ->add_option("--save-dtype", flags->save_dtype,
+                   "Of the weights on disk: f32 or f16")
+      ->check(CLI::IsMember({"f32", "f16"}))
+      ->capture_default_str();
+  command->add_flag("--json", flags->json,
+                    "One line of JSON on standard output, the rest on "
+                    "standard error");
+  AddTaskOptions(command, flags.get());
+  AddTrainingOptions(command, flags.get());
+  AddValidationOptions(command, flags.get());
+  AddEncodingOptions(command, flags.get());
+  command->footer(kExamples);
+  command->callback([command, flags, run] {
+    Resolve(*command, flags.get());
+    *run = [flags] { return Fit(*flags); };
+  });
+}
+
+}  // namespace vitrine

@@ -1,0 +1,256 @@
+// The tasks with labels. Interest: a history, a logit per category, binary
+// cross-entropy on each. Classification: a text, a logit per label, softmax
+// cross-entropy.
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "trainer/task.h"
+
+namespace vitrine {
+namespace {
+
+using LabelNumbers = absl::flat_hash_map<std::string, int32_t>;
+
+// The head's labels, then those of `names` that are new, in sorted order.
+LabelNumbers AddLabels(const std::set<std::string>& names,
+                       internal::Head* head) {
+  LabelNumbers numbers;
+  for (const std::string& label : head->labels()) {
+    numbers.emplace(label, static_cast<int32_t>(numbers.size()));
+  }
+  for (const std::string& name : names) {
+    if (numbers.emplace(name, static_cast<int32_t>(numbers.size())).second) {
+      head->add_labels(name);
+    }
+  }
+  return numbers;
+}
+
+class InterestTask : public Task {
+ public:
+  InterestTask(const internal::Head& head, const Split& split)
+      : Task(head), split_(split) {}
+
+  absl::Status Init(const Featurizer& featurizer, const Catalogue& catalogue) {
+    std::set<std::string> names;
+    for (const HistoryRow& row : split_.training.histories) {
+      names.insert(row.categories.begin(), row.categories.end());
+    }
+    const LabelNumbers numbers = AddLabels(names, &head_);
+    if (head_.labels().empty()) {
+      return absl::InvalidArgumentError("the rows name no categories");
+    }
+    RETURN_IF_ERROR(Encode(split_.training, numbers, featurizer, catalogue,
+                           &training_, &training_truth_));
+    return Encode(split_.validation, numbers, featurizer, catalogue,
+                  &validation_, &validation_truth_);
+  }
+
+  int examples() const override { return static_cast<int>(training_.size()); }
+  int tokens(int example) const override {
+    return static_cast<int>(training_[example].ids.size());
+  }
+
+  at::Tensor Loss(const Network& network, int h,
+                  absl::Span<const int32_t> examples,
+                  bool dropout) const override {
+    const int labels = head_.labels_size();
+    std::vector<const Encoding*> sequences;
+    std::vector<float> targets;
+    for (const int32_t example : examples) {
+      sequences.push_back(&training_[example]);
+      const auto row = training_truth_.begin() + example * labels;
+      targets.insert(targets.end(), row, row + labels);
+    }
+    const at::Tensor logits = network.Forward(h, sequences, dropout);
+    return at::binary_cross_entropy_with_logits(
+        logits, at::tensor(targets).view_as(logits));
+  }
+
+  int validation_rows() const override {
+    return static_cast<int>(validation_.size());
+  }
+
+  std::vector<MetricValue> Evaluate(const Network& network,
+                                    int h) const override {
+    if (validation_.empty()) return {};
+    // A logit of 0 is a probability of one half.
+    return Metrics(network.Infer(h, Pointers(validation_)), 0);
+  }
+
+  // Every shopper gets the categories by their share of training rows.
+  std::vector<Baseline> Baselines() const override {
+    if (validation_.empty()) return {};
+    const int labels = head_.labels_size();
+    std::vector<float> shares(labels);
+    for (size_t i = 0; i < training_truth_.size(); ++i) {
+      shares[i % labels] += static_cast<float>(training_truth_[i]) /
+                            static_cast<float>(training_.size());
+    }
+    std::vector<float> scores;
+    for (size_t i = 0; i < validation_.size(); ++i) {
+      scores.insert(scores.end(), shares.begin(), shares.end());
+    }
+    return {{"most frequent", Metrics(scores, 0.5)}};
+  }
+
+  std::vector<const Encoding*> Samples(size_t count) const override {
+    return SpreadOver(validation_.empty() ? training_ : validation_, count);
+  }
+
+ private:
+  absl::Status Encode(const Dataset& data, const LabelNumbers& numbers,
+                      const Featurizer& featurizer, const Catalogue& catalogue,
+                      std::vector<Encoding>* sequences,
+                      std::vector<uint8_t>* truth) const {
+    const int labels = head_.labels_size();
+    truth->assign(data.histories.size() * labels, 0);
+    for (size_t i = 0; i < data.histories.size(); ++i) {
+      const HistoryRow& row = data.histories[i];
+      ASSIGN_OR_RETURN(Encoding encoding,
+                       EncodeHistory(featurizer, catalogue, row.items));
+      sequences->push_back(std::move(encoding));
+      for (const std::string& name : row.categories) {
+        // A category that only held-out rows have cannot be predicted.
+        const auto it = numbers.find(name);
+        if (it != numbers.end()) (*truth)[i * labels + it->second] = 1;
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  std::vector<MetricValue> Metrics(const std::vector<float>& scores,
+                                   double threshold) const {
+    const InterestMetrics metrics = EvaluateInterests(
+        scores, validation_truth_, head_.labels_size(), threshold);
+    return {{"macro_f1", metrics.macro_f1},
+            {"accuracy", metrics.accuracy},
+            {"ndcg@10", metrics.ndcg_at_10}};
+  }
+
+  const Split& split_;
+  std::vector<Encoding> training_, validation_;
+  std::vector<uint8_t> training_truth_, validation_truth_;  // (rows, labels)
+};
+
+class ClassificationTask : public Task {
+ public:
+  ClassificationTask(const internal::Head& head, const Split& split)
+      : Task(head), split_(split) {}
+
+  absl::Status Init(const Featurizer& featurizer) {
+    // Labels of held-out rows too: one that no training row has is always
+    // missed, as it should be.
+    std::set<std::string> names;
+    for (const Dataset* part : {&split_.training, &split_.validation}) {
+      for (const TextRow& row : part->texts) names.insert(row.label);
+    }
+    const LabelNumbers numbers = AddLabels(names, &head_);
+    if (head_.labels_size() < 2) {
+      return absl::InvalidArgumentError(
+          "the rows have one label only; at least two are needed");
+    }
+    RETURN_IF_ERROR(Encode(split_.training, numbers, featurizer, &training_,
+                           &training_truth_));
+    return Encode(split_.validation, numbers, featurizer, &validation_,
+                  &validation_truth_);
+  }
+
+  int examples() const override { return static_cast<int>(training_.size()); }
+  int tokens(int example) const override {
+    return static_cast<int>(training_[example].ids.size());
+  }
+
+  at::Tensor Loss(const Network& network, int h,
+                  absl::Span<const int32_t> examples,
+                  bool dropout) const override {
+    std::vector<const Encoding*> sequences;
+    std::vector<int64_t> targets;
+    for (const int32_t example : examples) {
+      sequences.push_back(&training_[example]);
+      targets.push_back(training_truth_[example]);
+    }
+    const at::Tensor logits = network.Forward(h, sequences, dropout);
+    return at::nll_loss(at::log_softmax(logits, 1), at::tensor(targets));
+  }
+
+  int validation_rows() const override {
+    return static_cast<int>(validation_.size());
+  }
+
+  std::vector<MetricValue> Evaluate(const Network& network,
+                                    int h) const override {
+    if (validation_.empty()) return {};
+    const std::vector<float> logits = network.Infer(h, Pointers(validation_));
+    const int labels = head_.labels_size();
+    std::vector<int32_t> predicted;
+    for (auto row = logits.begin(); row != logits.end(); row += labels) {
+      predicted.push_back(
+          static_cast<int32_t>(std::max_element(row, row + labels) - row));
+    }
+    return Metrics(predicted);
+  }
+
+  std::vector<Baseline> Baselines() const override {
+    if (validation_.empty()) return {};
+    std::vector<int> counts(head_.labels_size());
+    for (const int32_t label : training_truth_) ++counts[label];
+    const auto most = static_cast<int32_t>(
+        std::max_element(counts.begin(), counts.end()) - counts.begin());
+    return {{"most frequent",
+             Metrics(std::vector<int32_t>(validation_.size(), most))}};
+  }
+
+  std::vector<const Encoding*> Samples(size_t count) const override {
+    return SpreadOver(validation_.empty() ? training_ : validation_, count);
+  }
+
+ private:
+  static absl::Status Encode(const Dataset& data, const LabelNumbers& numbers,
+                             const Featurizer& featurizer,
+                             std::vector<Encoding>* sequences,
+                             std::vector<int32_t>* truth) {
+    for (const TextRow& row : data.texts) {
+      ASSIGN_OR_RETURN(Encoding encoding, featurizer.Text(row.text));
+      sequences->push_back(std::move(encoding));
+      truth->push_back(numbers.at(row.label));
+    }
+    return absl::OkStatus();
+  }
+
+  std::vector<MetricValue> Metrics(
+      const std::vector<int32_t>& predicted) const {
+    const ClassificationMetrics metrics = EvaluateClassification(
+        predicted, validation_truth_, head_.labels_size());
+    return {{"macro_f1", metrics.macro_f1}, {"accuracy", metrics.accuracy}};
+  }
+
+  const Split& split_;
+  std::vector<Encoding> training_, validation_;
+  std::vector<int32_t> training_truth_, validation_truth_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Task>> NewInterestTask(
+    const TaskSettings& settings, const Featurizer& featurizer,
+    const Catalogue& catalogue, const Split& split) {
+  auto task = std::make_unique<InterestTask>(settings.head, split);
+  RETURN_IF_ERROR(task->Init(featurizer, catalogue));
+  return task;
+}
+
+absl::StatusOr<std::unique_ptr<Task>> NewClassificationTask(
+    const TaskSettings& settings, const Featurizer& featurizer,
+    const Split& split) {
+  auto task = std::make_unique<ClassificationTask>(settings.head, split);
+  RETURN_IF_ERROR(task->Init(featurizer));
+  return task;
+}
+
+}  // namespace vitrine

@@ -1,0 +1,46 @@
+// vitrine-trainer: makes versions that vitrine-server serves.
+
+#include <cstdio>
+#include <exception>
+
+#include "trainer/commands.h"
+
+int main(int argc, char** argv) {
+  CLI::App app{
+      "vitrine-trainer makes model versions that vitrine-server serves.\n\n"
+      "A version is a folder REGISTRY/MODEL/NUMBER; once published it never "
+      "changes.\nSee `vitrine-trainer COMMAND --help`."};
+  app.name("vitrine-trainer");
+  app.set_version_flag("--version", "vitrine-trainer 0.1.0");
+  app.require_subcommand(1);
+  app.footer(
+      "Examples:\n"
+      "  # a small encoder from scratch, trained on a shop's own data\n"
+      "  vitrine-trainer init --vocab vocab.txt --out encoder\n"
+      "  vitrine-trainer fit --from encoder --items items.jsonl \\\n"
+      "      --task relevance --data relevance.jsonl \\\n"
+      "      --learning-rate 1e-3 --epochs 10 --out registry --model shop\n"
+      "  # a pretrained checkpoint, served as it is\n"
+      "  vitrine-trainer import --from ms-marco-MiniLM-L-6-v2 \\\n"
+      "      --out registry --model shop\n\n"
+      "Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.");
+  vitrine::CommandFunction run;
+  vitrine::AddInitCommand(&app, &run);
+  vitrine::AddImportCommand(&app, &run);
+  vitrine::AddFitCommand(&app, &run);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) == 0 ? 0 : 2;
+  }
+  absl::Status status;
+  try {
+    status = run();
+  } catch (const std::exception& e) {
+    status = absl::InternalError(e.what());
+  }
+  if (status.ok()) return 0;
+  std::fprintf(stderr, "vitrine-trainer: %s\n",
+               std::string(status.message()).c_str());
+  return absl::IsCancelled(status) ? 130 : 1;
+}

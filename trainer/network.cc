@@ -1,0 +1,243 @@
+#include "trainer/network.h"
+
+#include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "base/file.h"
+#include "base/status_macros.h"
+#include "model/bert.h"
+#include "model/task_head.h"
+
+namespace vitrine {
+namespace {
+
+// Tokens in one batch of inference: enough to fill the matrix products.
+constexpr int kInferTokens = 4096;
+
+// Products in bf16 while it lives.
+class Autocast {
+ public:
+  explicit Autocast(bool on) : on_(on) {
+    if (!on_) return;
+    at::autocast::set_autocast_cpu_dtype(at::kBFloat16);
+    at::autocast::set_cpu_enabled(true);
+  }
+  ~Autocast() {
+    if (!on_) return;
+    // The casts of this pass's weights must not outlive a change of them.
+    at::autocast::clear_cache();
+    at::autocast::set_cpu_enabled(false);
+  }
+  Autocast(const Autocast&) = delete;
+  Autocast& operator=(const Autocast&) = delete;
+
+ private:
+  const bool on_;
+};
+
+NamedTensor ToNamed(const std::string& name, const at::Tensor& tensor,
+                    TensorType type) {
+  const at::Tensor values =
+      tensor.detach().to(at::kCPU, at::kFloat).contiguous();
+  NamedTensor out;
+  out.name = name;
+  out.type = type;
+  out.shape = values.sizes().vec();
+  out.values.assign(values.data_ptr<float>(),
+                    values.data_ptr<float>() + values.numel());
+  return out;
+}
+
+// A head whose weights are `tensors`.
+absl::StatusOr<TaskHead> HeadOf(const EncoderConfig& config,
+                                const internal::Head& head,
+                                const std::vector<NamedTensor>& tensors) {
+  Checkpoint checkpoint;
+  checkpoint.config = config;
+  for (const NamedTensor& tensor : tensors) {
+    TensorView& view = checkpoint.heads[tensor.name];
+    view.type = TensorType::kF32;
+    view.shape = tensor.shape;
+    view.bytes = {reinterpret_cast<const char*>(tensor.values.data()),
+                  tensor.values.size() * sizeof(float)};
+  }
+  return TaskHead::FromCheckpoint(checkpoint, head);
+}
+
+}  // namespace
+
+Network::Network() = default;
+Network::~Network() = default;
+
+absl::StatusOr<std::unique_ptr<Network>> Network::Create(
+    const Checkpoint& checkpoint, const std::vector<internal::Head>& heads,
+    bool bf16) {
+  std::unique_ptr<Network> network(new Network());
+  network->bf16_ = bf16;
+  ASSIGN_OR_RETURN(Bert bert, Bert::FromCheckpoint(checkpoint));
+  network->bert_ = std::make_unique<Bert>(std::move(bert));
+  for (const internal::Head& head : heads) {
+    ASSIGN_OR_RETURN(TaskHead loaded,
+                     TaskHead::FromCheckpoint(checkpoint, head));
+    network->heads_.push_back(head);
+    network->weights_.push_back(std::make_unique<TaskHead>(std::move(loaded)));
+  }
+  return network;
+}
+
+std::unique_ptr<Network> Network::Random(const EncoderConfig& config,
+                                         uint64_t seed) {
+  std::unique_ptr<Network> network(new Network());
+  network->bert_ = std::make_unique<Bert>(Bert::Random(config, seed));
+  return network;
+}
+
+const EncoderConfig& Network::config() const { return bert_->config(); }
+
+int Network::width(int h) const {
+  return static_cast<int>(weights_[h]->width());
+}
+
+int Network::FindHead(const std::string& name) const {
+  for (int h = 0; h < head_count(); ++h) {
+    if (heads_[h].name() == name) return h;
+  }
+  return -1;
+}
+
+absl::StatusOr<int> Network::PutHead(const internal::Head& head,
+                                     uint64_t seed) {
+  TaskHead fresh = TaskHead::Random(head, config().hidden_size, seed);
+  const int h = FindHead(head.name());
+  if (h < 0) {
+    heads_.push_back(head);
+    weights_.push_back(std::make_unique<TaskHead>(std::move(fresh)));
+    return head_count() - 1;
+  }
+  if (heads_[h].kind() != head.kind()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "head ", head.name(), " is there already, of another kind: ",
+        internal::HeadKind_Name(heads_[h].kind()), ", not ",
+        internal::HeadKind_Name(head.kind())));
+  }
+  if (heads_[h].labels_size() < head.labels_size()) {
+    std::vector<NamedTensor> tensors;
+    const auto fresh_parameters = fresh.parameters();
+    for (const auto& [name, old] : weights_[h]->parameters()) {
+      NamedTensor tensor = ToNamed(name, old, TensorType::kF32);
+      if (absl::StartsWith(name, head.name() + ".out_proj.")) {
+        const auto it =
+            std::find_if(fresh_parameters.begin(), fresh_parameters.end(),
+                         [&n = name](const auto& p) { return p.first == n; });
+        const NamedTensor more = ToNamed(name, it->second, TensorType::kF32);
+        tensor.values.insert(tensor.values.end(),
+                             more.values.begin() + tensor.values.size(),
+                             more.values.end());
+        tensor.shape = more.shape;
+      }
+      tensors.push_back(std::move(tensor));
+    }
+    ASSIGN_OR_RETURN(TaskHead extended, HeadOf(config(), head, tensors));
+    *weights_[h] = std::move(extended);
+  }
+  heads_[h] = head;
+  return h;
+}
+
+void Network::SetScoreScale(int h, float scale, float bias) {
+  heads_[h].set_score_scale(scale);
+  heads_[h].set_score_bias(bias);
+}
+
+std::vector<std::pair<std::string, at::Tensor>> Network::EncoderParameters()
+    const {
+  return bert_->parameters();
+}
+
+std::vector<std::pair<std::string, at::Tensor>> Network::HeadParameters(
+    int h) const {
+  return weights_[h]->parameters();
+}
+
+at::Tensor Network::Run(int h, absl::Span<const Encoding* const> sequences,
+                        bool dropout) const {
+  Batch batch;
+  for (const Encoding* const sequence : sequences) {
+    batch.Add(*sequence, HeadMask{1});
+  }
+  const PackedInput input = ToPackedInput(batch, config(), at::kCPU);
+  const Autocast autocast(bf16_);
+  // UNSPECIFIED means the first token's for heads.
+  const internal::Pooling pooling =
+      heads_[h].pooling() == internal::POOLING_MEAN ? internal::POOLING_MEAN
+                                                    : internal::POOLING_CLS;
+  const at::Tensor pooled =
+      Pool(bert_->Forward(input, dropout), input.offsets, pooling);
+  return weights_[h]
+      ->Forward(pooled, dropout ? config().hidden_dropout : 0)
+      .to(at::kFloat);
+}
+
+at::Tensor Network::Forward(int h, absl::Span<const Encoding* const> sequences,
+                            bool dropout) const {
+  return Run(h, sequences, dropout);
+}
+
+std::vector<float> Network::Infer(
+    int h, absl::Span<const Encoding* const> sequences) const {
+  const at::NoGradGuard no_grad;
+  std::vector<int> order(sequences.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&sequences](int a, int b) {
+    return sequences[a]->ids.size() < sequences[b]->ids.size();
+  });
+  const int64_t columns = width(h);
+  std::vector<float> out(sequences.size() * columns);
+  std::vector<const Encoding*> batch;
+  for (size_t begin = 0; begin < order.size();) {
+    batch.clear();
+    int64_t tokens = 0;
+    size_t end = begin;
+    while (end < order.size() && (batch.empty() || tokens < kInferTokens)) {
+      batch.push_back(sequences[order[end++]]);
+      tokens += batch.back()->ids.size();
+    }
+    const at::Tensor rows = Run(h, batch, /*dropout=*/false).contiguous();
+    const float* row = rows.data_ptr<float>();
+    for (; begin < end; ++begin, row += columns) {
+      std::copy(row, row + columns, out.begin() + order[begin] * columns);
+    }
+  }
+  return out;
+}
+
+std::vector<NamedTensor> Network::SaveEncoder(TensorType type) const {
+  std::vector<NamedTensor> out;
+  for (const auto& [name, tensor] : bert_->parameters()) {
+    out.push_back(ToNamed(name, tensor, type));
+  }
+  return out;
+}
+
+std::vector<NamedTensor> Network::SaveHeads(TensorType type) const {
+  std::vector<NamedTensor> out;
+  for (const auto& head : weights_) {
+    for (const auto& [name, tensor] : head->parameters()) {
+      out.push_back(ToNamed(name, tensor, type));
+    }
+  }
+  return out;
+}
+
+bool ProcessorHasFastBf16() {
+  const absl::StatusOr<std::string> info = ReadFile("/proc/cpuinfo");
+  return info.ok() && absl::StrContains(*info, " amx_bf16");
+}
+
+}  // namespace vitrine

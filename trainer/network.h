@@ -1,0 +1,90 @@
+#pragma once
+
+// An encoder with its heads, as fine-tuning sees it: parameters to change, a
+// forward pass with gradients, an inference pass without. For one thread.
+//
+// Free of LibTorch (only names at::Tensor), like every header but two.
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "model/checkpoint.h"
+#include "model/model_config.h"
+#include "model/safetensors.h"
+#include "model/tokenizer.h"
+#include "vitrine/internal/manifest.pb.h"
+
+namespace at {
+class Tensor;
+}
+
+namespace vitrine {
+
+class Bert;
+class TaskHead;
+
+class Network {
+ public:
+  // Heads of `heads` are loaded from the checkpoint. `bf16`: products run
+  // under autocast, parameters stay fp32. Dropout is as the config says.
+  static absl::StatusOr<std::unique_ptr<Network>> Create(
+      const Checkpoint& checkpoint, const std::vector<internal::Head>& heads,
+      bool bf16);
+  // A fresh encoder without heads.
+  static std::unique_ptr<Network> Random(const EncoderConfig& config,
+                                         uint64_t seed);
+  ~Network();
+
+  const EncoderConfig& config() const;
+  int head_count() const { return static_cast<int>(heads_.size()); }
+  const internal::Head& head(int h) const { return heads_[h]; }
+  // All of them, as a manifest lists them.
+  const std::vector<internal::Head>& head_list() const { return heads_; }
+  // -1 when there is none of that name.
+  int FindHead(const std::string& name) const;
+
+  // Adds a head with fresh weights, or extends the one of its name by the
+  // labels that follow its own. Returns its number. kInvalidArgument: the
+  // head there is of another kind.
+  absl::StatusOr<int> PutHead(const internal::Head& head, uint64_t seed);
+  void SetScoreScale(int h, float scale, float bias);
+
+  // Name and tensor, the encoder's first; the tensors are handles.
+  std::vector<std::pair<std::string, at::Tensor>> EncoderParameters() const;
+  std::vector<std::pair<std::string, at::Tensor>> HeadParameters(int h) const;
+
+  // Raw outputs of head `h`, (sequences, width) fp32, with gradients.
+  // `dropout`: the encoder's and before the head's last layer.
+  at::Tensor Forward(int h, absl::Span<const Encoding* const> sequences,
+                     bool dropout) const;
+
+  // The same without gradients or dropout, row-major, in the given order;
+  // batched by length inside.
+  std::vector<float> Infer(int h,
+                           absl::Span<const Encoding* const> sequences) const;
+  int width(int h) const;
+
+  // Weights as they are saved: the encoder's names are BertModel's.
+  std::vector<NamedTensor> SaveEncoder(TensorType type) const;
+  std::vector<NamedTensor> SaveHeads(TensorType type) const;
+
+ private:
+  Network();
+
+  at::Tensor Run(int h, absl::Span<const Encoding* const> sequences,
+                 bool dropout) const;
+
+  bool bf16_ = false;
+  std::unique_ptr<Bert> bert_;
+  std::vector<internal::Head> heads_;
+  std::vector<std::unique_ptr<TaskHead>> weights_;  // of each head
+};
+
+// Whether bf16 products are a gain on this processor (AMX).
+bool ProcessorHasFastBf16();
+
+}  // namespace vitrine

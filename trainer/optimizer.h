@@ -1,0 +1,41 @@
+#pragma once
+
+// AdamW and SGD over fp32 tensors on the CPU, each step one pass over memory:
+// LibTorch's own make nine, and for a BERT the step is bound by memory.
+
+#include <memory>
+#include <vector>
+
+namespace at {
+class Tensor;
+}
+
+namespace vitrine {
+
+// Tensors that share settings. A tensor without a gradient is left alone.
+struct ParameterGroup {
+  std::vector<at::Tensor> tensors;
+  double learning_rate = 0;  // before the schedule's factor
+  double weight_decay = 0;   // decoupled: p -= lr * decay * p
+};
+
+class Optimizer {
+ public:
+  virtual ~Optimizer() = default;
+
+  // Changes the parameters by their gradients times `gradient_scale` (how
+  // clipping is done) with learning rates times `rate_factor`, and drops the
+  // gradients.
+  virtual void Step(double rate_factor, double gradient_scale) = 0;
+};
+
+// Loshchilov and Hutter, 2019; betas 0.9 and 0.999, epsilon 1e-8.
+std::unique_ptr<Optimizer> NewAdamW(std::vector<ParameterGroup> groups);
+
+// With momentum 0.9.
+std::unique_ptr<Optimizer> NewSgd(std::vector<ParameterGroup> groups);
+
+// The L2 norm of all gradients together.
+double GradientNorm(const std::vector<at::Tensor>& tensors);
+
+}  // namespace vitrine

@@ -1,0 +1,200 @@
+#include "trainer/progress.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "nlohmann/json.hpp"
+
+namespace vitrine {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr int kBarCells = 24;
+constexpr std::chrono::milliseconds kBarEvery(100);
+constexpr std::chrono::seconds kLineEvery(10);
+
+std::string OneLine(const std::string& head,
+                    const std::vector<MetricValue>& metrics) {
+  std::string line = head;
+  for (const MetricValue& metric : metrics) {
+    absl::StrAppendFormat(&line, " %s %.4f", metric.name, metric.value);
+  }
+  return line;
+}
+
+const MetricValue* FindMetric(const std::vector<MetricValue>& metrics,
+                              const std::string& name) {
+  const auto it =
+      std::find_if(metrics.begin(), metrics.end(),
+                   [&name](const MetricValue& m) { return m.name == name; });
+  return it == metrics.end() ? nullptr : &*it;
+}
+
+std::string Cell(const MetricValue* metric) {
+  return metric == nullptr ? "-" : absl::StrFormat("%.4f", metric->value);
+}
+
+Json ToJson(const std::vector<MetricValue>& metrics) {
+  Json json = Json::object();
+  for (const MetricValue& metric : metrics) json[metric.name] = metric.value;
+  return json;
+}
+
+const char* KindName(internal::HeadKind kind) {
+  switch (kind) {
+    case internal::HEAD_KIND_RELEVANCE:
+      return "relevance";
+    case internal::HEAD_KIND_RECOMMENDATION:
+      return "recommendation";
+    case internal::HEAD_KIND_INTEREST:
+      return "interest";
+    default:
+      return "classification";
+  }
+}
+
+}  // namespace
+
+std::string FormatDuration(double seconds) {
+  const auto whole = static_cast<int64_t>(std::llround(std::max(0.0, seconds)));
+  if (whole < 60) return absl::StrCat(whole, " s");
+  if (whole < 3600) {
+    return absl::StrFormat("%d:%02d", whole / 60, whole % 60);
+  }
+  return absl::StrFormat("%d:%02d:%02d", whole / 3600, whole / 60 % 60,
+                         whole % 60);
+}
+
+ProgressPrinter::ProgressPrinter(std::FILE* out)
+    : out_(out), terminal_(isatty(fileno(out)) != 0) {}
+
+ProgressPrinter::~ProgressPrinter() { ClearBar(); }
+
+void ProgressPrinter::ClearBar() {
+  if (!bar_shown_) return;
+  std::fputs("\r\033[K", out_);
+  std::fflush(out_);
+  bar_shown_ = false;
+}
+
+void ProgressPrinter::OnStart(const FineTuneReport& report) {
+  for (const HeadReport& head : report.heads) {
+    head_names_.push_back(head.name);
+    absl::FPrintF(out_, "head %s: %d training examples, %d rows held out\n",
+                  head.name, head.examples, head.validation_rows);
+    for (const Baseline& baseline : head.baselines) {
+      absl::FPrintF(out_, "  %s\n", OneLine(baseline.name, baseline.metrics));
+    }
+    if (!head.before.empty()) {
+      absl::FPrintF(out_, "  %s\n", OneLine("before", head.before));
+    }
+  }
+  for (const std::string& warning : report.warnings) {
+    absl::FPrintF(out_, "warning: %s\n", warning);
+  }
+  std::fflush(out_);
+  last_ = std::chrono::steady_clock::now();
+}
+
+void ProgressPrinter::OnStep(const StepProgress& progress) {
+  const auto now = std::chrono::steady_clock::now();
+  if (terminal_) {
+    if (now - last_ < kBarEvery && progress.step < progress.steps) return;
+    last_ = now;
+    const auto full =
+        static_cast<int>(kBarCells * progress.step / progress.steps);
+    std::string bar;
+    for (int i = 0; i < kBarCells; ++i) bar += i < full ? "█" : "░";
+    absl::FPrintF(out_, "\r\033[Kepoch %d/%d %s loss %.4f  %.0f/s  %s left",
+                  progress.epoch, progress.epochs, bar, progress.loss,
+                  progress.examples_per_second,
+                  FormatDuration(progress.eta_seconds));
+    std::fflush(out_);
+    bar_shown_ = true;
+    return;
+  }
+  if (now - last_ < kLineEvery) return;
+  last_ = now;
+  absl::FPrintF(out_,
+                "epoch %d/%d step %d/%d loss %.4f %.0f examples/s %s left\n",
+                progress.epoch, progress.epochs, progress.step, progress.steps,
+                progress.loss, progress.examples_per_second,
+                FormatDuration(progress.eta_seconds));
+  std::fflush(out_);
+}
+
+void ProgressPrinter::OnEpoch(
+    int epoch, double loss, bool best,
+    const std::vector<std::vector<MetricValue>>& metrics) {
+  ClearBar();
+  std::string line = absl::StrFormat("epoch %d loss %.4f", epoch, loss);
+  for (size_t i = 0; i < metrics.size(); ++i) {
+    if (!metrics[i].empty()) {
+      absl::StrAppend(&line, " | ", OneLine(head_names_[i], metrics[i]));
+    }
+  }
+  absl::FPrintF(out_, "%s%s\n", line, best ? " *" : "");
+  std::fflush(out_);
+}
+
+std::string MetricsTable(const FineTuneReport& report) {
+  std::string out;
+  for (const HeadReport& head : report.heads) {
+    if (head.after.empty()) continue;
+    absl::StrAppendFormat(&out, "%-16s %-10s", head.name, "metric");
+    for (const Baseline& baseline : head.baselines) {
+      absl::StrAppendFormat(&out, " %14s", baseline.name);
+    }
+    absl::StrAppendFormat(&out, " %10s %10s\n", "before", "after");
+    for (const MetricValue& metric : head.after) {
+      absl::StrAppendFormat(&out, "%-16s %-10s", "", metric.name);
+      for (const Baseline& baseline : head.baselines) {
+        absl::StrAppendFormat(&out, " %14s",
+                              Cell(FindMetric(baseline.metrics, metric.name)));
+      }
+      absl::StrAppendFormat(&out, " %10s %10s\n",
+                            Cell(FindMetric(head.before, metric.name)),
+                            Cell(&metric));
+    }
+  }
+  return out;
+}
+
+std::string ReportToJson(const FineTuneReport& report,
+                         const std::string& model) {
+  Json json;
+  json["model"] = model;
+  json["version"] = report.version;
+  json["folder"] = report.folder;
+  json["epochs"] = report.epochs;
+  json["best_epoch"] = report.best_epoch;
+  json["steps"] = report.steps;
+  json["seconds"] = report.seconds;
+  json["examples_per_second"] = report.examples_per_second;
+  json["bf16"] = report.bf16;
+  json["heads"] = Json::array();
+  for (const HeadReport& head : report.heads) {
+    Json entry;
+    entry["name"] = head.name;
+    entry["kind"] = KindName(head.kind);
+    entry["examples"] = head.examples;
+    entry["validation_rows"] = head.validation_rows;
+    entry["before"] = head.before.empty() ? Json() : ToJson(head.before);
+    entry["after"] = ToJson(head.after);
+    entry["baselines"] = Json::object();
+    for (const Baseline& baseline : head.baselines) {
+      entry["baselines"][baseline.name] = ToJson(baseline.metrics);
+    }
+    json["heads"].push_back(std::move(entry));
+  }
+  json["warnings"] = report.warnings;
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+}  // namespace vitrine

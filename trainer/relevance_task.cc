@@ -1,0 +1,166 @@
+// Relevance: a query and an item as one sequence, one logit, its sigmoid held
+// against the grade mapped to [0, 1] by binary cross-entropy.
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "base/status_macros.h"
+#include "trainer/bm25.h"
+#include "trainer/task.h"
+
+namespace vitrine {
+namespace {
+
+// An item's whole text, as BM25 sees it.
+std::string PlainText(const v1::Item& item) {
+  std::string text = absl::StrCat(item.title(), " ", item.brand(), " ",
+                                  absl::StrJoin(item.categories(), " "), " ");
+  for (const auto& [key, value] : item.attributes()) {
+    absl::StrAppend(&text, value, " ");
+  }
+  absl::StrAppend(&text, item.description());
+  return text;
+}
+
+class RelevanceTask : public Task {
+ public:
+  RelevanceTask(const internal::Head& head, const Catalogue& catalogue,
+                const Split& split)
+      : Task(head), catalogue_(catalogue), split_(split) {}
+
+  absl::Status Init(const Featurizer& featurizer) {
+    RETURN_IF_ERROR(Encode(featurizer, split_.training, &training_));
+    RETURN_IF_ERROR(Encode(featurizer, split_.validation, &validation_));
+    const GradeRange& grades = split_.training.grades;
+    for (const RelevanceRow& row : split_.training.relevance) {
+      targets_.push_back((row.grade - grades.min) / (grades.max - grades.min));
+    }
+    absl::flat_hash_map<std::string, int32_t> numbers;
+    for (const RelevanceRow& row : split_.validation.relevance) {
+      group_.push_back(
+          numbers.emplace(row.query, static_cast<int32_t>(numbers.size()))
+              .first->second);
+      ties_.push_back(TieOf(row.query, catalogue_.items[row.item].id()));
+    }
+    return absl::OkStatus();
+  }
+
+  int examples() const override { return static_cast<int>(training_.size()); }
+  int tokens(int example) const override {
+    return static_cast<int>(training_[example].ids.size());
+  }
+
+  at::Tensor Loss(const Network& network, int h,
+                  absl::Span<const int32_t> examples,
+                  bool dropout) const override {
+    std::vector<const Encoding*> sequences;
+    std::vector<float> targets;
+    for (const int32_t example : examples) {
+      sequences.push_back(&training_[example]);
+      targets.push_back(targets_[example]);
+    }
+    const at::Tensor logits = network.Forward(h, sequences, dropout).view({-1});
+    return at::binary_cross_entropy_with_logits(logits, at::tensor(targets));
+  }
+
+  int validation_rows() const override {
+    return static_cast<int>(validation_.size());
+  }
+
+  std::vector<MetricValue> Evaluate(const Network& network,
+                                    int h) const override {
+    if (validation_.empty()) return {};
+    const std::vector<float> logits = network.Infer(h, Pointers(validation_));
+    const GradeRange& grades = split_.validation.grades;
+    double squares = 0;
+    for (size_t i = 0; i < logits.size(); ++i) {
+      const double predicted =
+          grades.min + (grades.max - grades.min) / (1 + std::exp(-logits[i]));
+      const double error = predicted - split_.validation.relevance[i].grade;
+      squares += error * error;
+    }
+    std::vector<MetricValue> metrics = Ranking({logits.begin(), logits.end()});
+    metrics.push_back({"rmse", std::sqrt(squares / logits.size()),
+                       /*lower_is_better=*/true});
+    return metrics;
+  }
+
+  std::vector<Baseline> Baselines() const override {
+    if (validation_.empty()) return {};
+    std::vector<std::string> documents;
+    for (const Dataset* part : {&split_.training, &split_.validation}) {
+      for (const RelevanceRow& row : part->relevance) {
+        documents.push_back(PlainText(catalogue_.items[row.item]));
+      }
+    }
+    const size_t held_out = validation_.size();
+    const Bm25 bm25(documents, held_out);
+    std::vector<double> scores(held_out);
+    for (size_t i = 0; i < held_out; ++i) {
+      scores[i] = bm25.Score(split_.validation.relevance[i].query,
+                             documents[documents.size() - held_out + i]);
+    }
+    return {{"bm25", Ranking(scores)},
+            {"random", Ranking(std::vector<double>(held_out))}};
+  }
+
+  std::vector<const Encoding*> Samples(size_t count) const override {
+    return SpreadOver(validation_.empty() ? training_ : validation_, count);
+  }
+
+ private:
+  absl::Status Encode(const Featurizer& featurizer, const Dataset& data,
+                      std::vector<Encoding>* out) const {
+    // Rows of one query and of one item are many: each text is tokenized once.
+    absl::flat_hash_map<absl::string_view, Tokens> queries;
+    absl::flat_hash_map<int32_t, Tokens> items;
+    for (const RelevanceRow& row : data.relevance) {
+      const auto [query, new_query] = queries.try_emplace(row.query);
+      if (new_query) {
+        ASSIGN_OR_RETURN(query->second, featurizer.Query(row.query));
+      }
+      const auto [item, new_item] = items.try_emplace(row.item);
+      if (new_item) {
+        ASSIGN_OR_RETURN(item->second,
+                         featurizer.ItemText(catalogue_.items[row.item]));
+      }
+      out->push_back(featurizer.Pair(query->second, item->second));
+    }
+    return absl::OkStatus();
+  }
+
+  std::vector<MetricValue> Ranking(const std::vector<double>& scores) const {
+    const GradeRange& grades = split_.validation.grades;
+    std::vector<RankedRow> rows(scores.size());
+    for (size_t i = 0; i < scores.size(); ++i) {
+      rows[i] = {scores[i], split_.validation.relevance[i].grade - grades.min,
+                 ties_[i]};
+    }
+    const RankingMetrics metrics =
+        EvaluateRanking(group_, rows, (grades.max - grades.min) / 2);
+    return {{"ndcg@10", metrics.ndcg_at_10}, {"mrr", metrics.mrr}};
+  }
+
+  const Catalogue& catalogue_;
+  const Split& split_;
+  std::vector<Encoding> training_, validation_;
+  std::vector<float> targets_;  // of training rows, in [0, 1]
+  std::vector<int32_t> group_;  // of validation rows: the query's number
+  std::vector<uint64_t> ties_;  // of validation rows
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Task>> NewRelevanceTask(
+    const TaskSettings& settings, const Featurizer& featurizer,
+    const Catalogue& catalogue, const Split& split) {
+  auto task = std::make_unique<RelevanceTask>(settings.head, catalogue, split);
+  RETURN_IF_ERROR(task->Init(featurizer));
+  return task;
+}
+
+}  // namespace vitrine

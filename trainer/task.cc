@@ -1,0 +1,76 @@
+#include "trainer/task.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+
+namespace vitrine {
+
+absl::StatusOr<std::unique_ptr<Task>> NewTask(const TaskSettings& settings,
+                                              const Featurizer& featurizer,
+                                              const Catalogue& catalogue,
+                                              const Split& split) {
+  if (split.training.size() == 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("head ", settings.head.name(),
+                     ": no training rows are left beside the held-out ones"));
+  }
+  absl::StatusOr<std::unique_ptr<Task>> task;
+  switch (settings.head.kind()) {
+    case internal::HEAD_KIND_RELEVANCE:
+      task = NewRelevanceTask(settings, featurizer, catalogue, split);
+      break;
+    case internal::HEAD_KIND_RECOMMENDATION:
+      task = NewRecommendationTask(settings, featurizer, catalogue, split);
+      break;
+    case internal::HEAD_KIND_INTEREST:
+      task = NewInterestTask(settings, featurizer, catalogue, split);
+      break;
+    case internal::HEAD_KIND_CLASSIFICATION:
+      task = NewClassificationTask(settings, featurizer, split);
+      break;
+    default:
+      return absl::InternalError(
+          absl::StrCat("head ", settings.head.name(), " has no kind"));
+  }
+  if (!task.ok()) {
+    return Annotate(task.status(), absl::StrCat("head ", settings.head.name()));
+  }
+  return task;
+}
+
+absl::StatusOr<Encoding> EncodeHistory(const Featurizer& featurizer,
+                                       const Catalogue& catalogue,
+                                       absl::Span<const int32_t> items) {
+  // Only the newest can fit, whatever the budgets are.
+  constexpr size_t kNewest = 256;
+  if (items.size() > kNewest) items = items.subspan(items.size() - kNewest);
+  std::vector<v1::Interaction> events(items.size());
+  std::vector<const v1::Interaction*> pointers;
+  for (size_t i = 0; i < items.size(); ++i) {
+    *events[i].mutable_item() = catalogue.items[items[i]];
+    pointers.push_back(&events[i]);
+  }
+  return featurizer.History(pointers);
+}
+
+std::vector<const Encoding*> Pointers(const std::vector<Encoding>& encodings) {
+  std::vector<const Encoding*> out;
+  for (const Encoding& encoding : encodings) out.push_back(&encoding);
+  return out;
+}
+
+std::vector<const Encoding*> SpreadOver(const std::vector<Encoding>& encodings,
+                                        size_t count) {
+  count = std::min(count, encodings.size());
+  std::vector<const Encoding*> out;
+  for (size_t i = 0; i < count; ++i) {
+    out.push_back(&encodings[i * encodings.size() / count]);
+  }
+  return out;
+}
+
+}  // namespace vitrine

@@ -1,0 +1,110 @@
+#pragma once
+
+// One head's training: its rows as token sequences, its loss, its metrics.
+// Immutable after construction, but for the network it is given. Each kind of
+// head has a file of its own; NewTask() picks.
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "model/featurizer.h"
+#include "trainer/dataset.h"
+#include "trainer/evaluation.h"
+#include "trainer/network.h"
+#include "vitrine/internal/manifest.pb.h"
+
+namespace at {
+class Tensor;
+}
+
+namespace vitrine {
+
+// What the same held-out rows give without a model.
+struct Baseline {
+  std::string name;  // "bm25", "random", "popularity", "most frequent"
+  std::vector<MetricValue> metrics;
+};
+
+struct TaskSettings {
+  // Name, kind and pooling. Labels are kept, those new in the data follow.
+  internal::Head head;
+  double temperature = 0.05;  // recommendation: of the cosines in the softmax
+  // Recommendation: a user's newest items that become targets; 0: all.
+  int targets_per_user = 20;
+};
+
+class Task {
+ public:
+  virtual ~Task() = default;
+
+  // With the labels of parent and data.
+  const internal::Head& head() const { return head_; }
+
+  // Training examples, and how many tokens one makes: what batches are made
+  // by.
+  virtual int examples() const = 0;
+  virtual int tokens(int example) const = 0;
+
+  // The mean loss of the examples, a scalar with gradients. Head number `h`
+  // of `network` is head().
+  virtual at::Tensor Loss(const Network& network, int h,
+                          absl::Span<const int32_t> examples,
+                          bool dropout) const = 0;
+
+  // Held-out rows that count.
+  virtual int validation_rows() const = 0;
+  // Over the held-out rows; the first is the one to select by (the larger the
+  // better). Empty without such rows.
+  virtual std::vector<MetricValue> Evaluate(const Network& network,
+                                            int h) const = 0;
+  virtual std::vector<Baseline> Baselines() const = 0;
+
+  // After training: fits what is fitted to the trained head.
+  virtual void Calibrate(Network* network, int h) const {
+    (void)network, (void)h;
+  }
+
+  // Sequences that the head is made for, for golden outputs.
+  virtual std::vector<const Encoding*> Samples(size_t count) const = 0;
+
+ protected:
+  explicit Task(const internal::Head& head) : head_(head) {}
+  internal::Head head_;
+};
+
+// All outlive the task. kInvalidArgument names the row's text that cannot be
+// encoded, or says what the data lacks (two labels, say).
+absl::StatusOr<std::unique_ptr<Task>> NewTask(const TaskSettings& settings,
+                                              const Featurizer& featurizer,
+                                              const Catalogue& catalogue,
+                                              const Split& split);
+
+// The kinds, each in its file.
+absl::StatusOr<std::unique_ptr<Task>> NewRelevanceTask(
+    const TaskSettings& settings, const Featurizer& featurizer,
+    const Catalogue& catalogue, const Split& split);
+absl::StatusOr<std::unique_ptr<Task>> NewRecommendationTask(
+    const TaskSettings& settings, const Featurizer& featurizer,
+    const Catalogue& catalogue, const Split& split);
+absl::StatusOr<std::unique_ptr<Task>> NewInterestTask(
+    const TaskSettings& settings, const Featurizer& featurizer,
+    const Catalogue& catalogue, const Split& split);
+absl::StatusOr<std::unique_ptr<Task>> NewClassificationTask(
+    const TaskSettings& settings, const Featurizer& featurizer,
+    const Split& split);
+
+// Shared by the kinds.
+
+// `h`'s history as the featurizer takes it.
+absl::StatusOr<Encoding> EncodeHistory(const Featurizer& featurizer,
+                                       const Catalogue& catalogue,
+                                       absl::Span<const int32_t> items);
+std::vector<const Encoding*> Pointers(const std::vector<Encoding>& encodings);
+// Every n-th of `encodings`, at most `count`.
+std::vector<const Encoding*> SpreadOver(const std::vector<Encoding>& encodings,
+                                        size_t count);
+
+}  // namespace vitrine

@@ -1,0 +1,129 @@
+#include "trainer/version_writer.h"
+
+#include <sys/statvfs.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/file.h"
+#include "base/status_macros.h"
+#include "base/textproto.h"
+#include "model/checkpoint.h"
+#include "model/engine.h"
+#include "model/load_tokenizer.h"
+
+namespace vitrine {
+namespace {
+
+constexpr int64_t kSpareBytes = int64_t{16} << 20;
+
+// Runs the samples through the files in `folder`.
+absl::Status WriteGolden(const std::string& folder, const NewVersion& version) {
+  const std::vector<internal::Head> heads(version.manifest.heads().begin(),
+                                          version.manifest.heads().end());
+  ASSIGN_OR_RETURN(const Checkpoint checkpoint, LoadCheckpoint(folder, heads));
+  EngineOptions options;
+  options.device = internal::DEVICE_CPU;
+  options.dtype = internal::DTYPE_FP32;
+  ASSIGN_OR_RETURN(const auto engine,
+                   NewTorchEngine(checkpoint, heads, options));
+  internal::Golden golden;
+  for (const auto& [name, encoding] : version.samples) {
+    for (size_t h = 0; h < heads.size(); ++h) {
+      if (heads[h].name() != name) continue;
+      Batch batch;
+      batch.Add(encoding, HeadMask{1} << h);
+      ASSIGN_OR_RETURN(const Outputs outputs, engine->Run(batch));
+      internal::Golden::Sequence* const out = golden.add_sequences();
+      out->mutable_ids()->Assign(encoding.ids.begin(), encoding.ids.end());
+      out->mutable_segment_ids()->Assign(encoding.segment_ids.begin(),
+                                         encoding.segment_ids.end());
+      out->set_head(name);
+      const auto values = outputs.Of(0);
+      out->mutable_outputs()->Assign(values.begin(), values.end());
+    }
+  }
+  return WriteFile(JoinPath(folder, "golden.textproto"),
+                   PrintTextProto(golden));
+}
+
+}  // namespace
+
+int64_t SizeOnDisk(const std::vector<NamedTensor>& encoder,
+                   const std::vector<NamedTensor>& heads) {
+  int64_t bytes = 0;
+  for (const auto* const list : {&encoder, &heads}) {
+    for (const NamedTensor& tensor : *list) {
+      bytes += static_cast<int64_t>(tensor.values.size()) *
+                   (tensor.type == TensorType::kF32 ? 4 : 2) +
+               256;
+    }
+  }
+  return bytes;
+}
+
+absl::Status CheckFreeDisk(const std::string& folder, int64_t bytes) {
+  std::error_code error;
+  std::filesystem::path path = std::filesystem::absolute(folder, error);
+  while (path.has_relative_path() && !std::filesystem::exists(path, error)) {
+    path = path.parent_path();
+  }
+  struct statvfs info;
+  if (statvfs(path.c_str(), &info) != 0) {
+    return absl::Status(absl::ErrnoToStatusCode(errno),
+                        absl::StrCat("free space of ", path.string(), ": ",
+                                     std::strerror(errno)));
+  }
+  const int64_t free =
+      static_cast<int64_t>(info.f_bavail) * static_cast<int64_t>(info.f_frsize);
+  if (free < bytes + kSpareBytes) {
+    return absl::ResourceExhaustedError(
+        absl::StrFormat("%s: %.0f MB free, %.0f MB needed for the new version",
+                        folder, free / 1e6, (bytes + kSpareBytes) / 1e6));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status WriteModelFolder(const std::string& folder,
+                              const NewVersion& version) {
+  RETURN_IF_ERROR(WriteFile(JoinPath(folder, "config.json"),
+                            EncoderConfigToJson(version.config)));
+  RETURN_IF_ERROR(
+      WriteSafetensors(JoinPath(folder, "model.safetensors"), version.encoder));
+  if (!version.heads.empty()) {
+    RETURN_IF_ERROR(
+        WriteSafetensors(JoinPath(folder, "heads.safetensors"), version.heads));
+  }
+  for (const std::string& name : TokenizerFiles(version.tokenizer_folder)) {
+    ASSIGN_OR_RETURN(const std::string content,
+                     ReadFile(JoinPath(version.tokenizer_folder, name)));
+    RETURN_IF_ERROR(WriteFile(JoinPath(folder, name), content));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<int64_t> PublishVersion(const ModelRegistry& registry,
+                                       const std::string& model,
+                                       const NewVersion& version) {
+  RETURN_IF_ERROR(CheckFreeDisk(registry.root(),
+                                SizeOnDisk(version.encoder, version.heads)));
+  ASSIGN_OR_RETURN(const std::string staging, registry.NewStagingFolder(model));
+  absl::Cleanup remove = [&staging] {
+    std::error_code ignored;
+    std::filesystem::remove_all(staging, ignored);
+  };
+  RETURN_IF_ERROR(WriteModelFolder(staging, version));
+  RETURN_IF_ERROR(
+      Annotate(WriteGolden(staging, version), "reading the version back"));
+  ASSIGN_OR_RETURN(const int64_t number,
+                   registry.Publish(model, staging, version.manifest));
+  std::move(remove).Cancel();
+  return number;
+}
+
+}  // namespace vitrine

@@ -1,0 +1,47 @@
+#pragma once
+
+// Writes a version's files, reads them back the way the server does, records
+// what they answer, and publishes.
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "model/model_config.h"
+#include "model/safetensors.h"
+#include "model/tokenizer.h"
+#include "store/model_registry.h"
+#include "vitrine/internal/manifest.pb.h"
+
+namespace vitrine {
+
+struct NewVersion {
+  EncoderConfig config;
+  std::vector<NamedTensor> encoder;  // BertModel's names
+  std::vector<NamedTensor> heads;    // "<head>.<part>"
+  std::string tokenizer_folder;      // whose tokenizer files are copied
+  internal::Manifest manifest;       // all but what Publish fills in
+  // Inputs whose fp32 outputs become golden.textproto, with the head's name.
+  std::vector<std::pair<std::string, Encoding>> samples;
+};
+
+// Bytes that the version's weights take on disk, about.
+int64_t SizeOnDisk(const std::vector<NamedTensor>& encoder,
+                   const std::vector<NamedTensor>& heads);
+
+// kResourceExhausted when the file system of `folder` (or of its nearest
+// parent that exists) has less than `bytes` free, and some to spare.
+absl::Status CheckFreeDisk(const std::string& folder, int64_t bytes);
+
+// The folder that LoadCheckpoint and LoadTokenizer take, without manifest.
+absl::Status WriteModelFolder(const std::string& folder,
+                              const NewVersion& version);
+
+// Returns the version's number. Nothing is left behind when it fails.
+absl::StatusOr<int64_t> PublishVersion(const ModelRegistry& registry,
+                                       const std::string& model,
+                                       const NewVersion& version);
+
+}  // namespace vitrine
