@@ -15,7 +15,11 @@ namespace vitrine {
 
 struct Client::Impl {
   Impl(const ClientOptions& options, std::shared_ptr<grpc::Channel> channel)
-      : timeout(options.timeout), inference(channel), health(channel) {}
+      : target(options.target),
+        timeout(options.timeout),
+        channel(channel),
+        inference(channel),
+        health(channel) {}
 
   // `method` is a stub's blocking call.
   template <typename Stub, typename Request, typename Response>
@@ -34,11 +38,22 @@ struct Client::Impl {
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(absl::Now() + limit));
     Response response;
-    RETURN_IF_ERROR(ToAbslStatus((stub.*method)(&context, request, &response)));
-    return response;
+    const absl::Status status =
+        ToAbslStatus((stub.*method)(&context, request, &response));
+    if (status.ok()) return response;
+    // The deadline can end the wait between two tries to connect. That is no
+    // slow server but none.
+    if (absl::IsDeadlineExceeded(status) &&
+        channel->GetState(false) == GRPC_CHANNEL_TRANSIENT_FAILURE) {
+      return absl::UnavailableError(absl::StrCat(
+          target, ": no connection within ", absl::FormatDuration(limit)));
+    }
+    return status;
   }
 
+  const std::string target;
   const absl::Duration timeout;
+  const std::shared_ptr<grpc::Channel> channel;
   v1::InferenceService::Stub inference;
   grpc::health::v1::Health::Stub health;
 };

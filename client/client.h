@@ -79,6 +79,7 @@ class Client {
 
   // Blocking. The status is the server's, with its details as payloads (by
   // type URL); see inference.proto for the codes. RetryDelay reads one.
+  // kUnavailable, too, when the server cannot be reached before the deadline.
   absl::StatusOr<v1::ScoreResponse> Score(
       const v1::ScoreRequest& request, const CallOptions& options = {}) const;
   absl::StatusOr<v1::RankResponse> Rank(const v1::RankRequest& request,

@@ -397,7 +397,7 @@ class InferenceCommand {
       request.mutable_model()->set_version(globals_.model_version);
     }
     if (flags.dry_run) {
-      absl::PrintF("%s\n", ToJsonLine(request));
+      absl::PrintF("%s\n", ToJsonLine(request, /*zeros=*/false));
       return kExitOk;
     }
     const absl::Time start = absl::Now();

@@ -238,10 +238,10 @@ absl::StatusOr<AnyRequest> ParseRequest(
   return request;
 }
 
-std::string ToJsonLine(const google::protobuf::Message& message) {
+std::string ToJsonLine(const google::protobuf::Message& message, bool zeros) {
   google::protobuf::util::JsonPrintOptions options;
   options.preserve_proto_field_names = true;
-  options.always_print_primitive_fields = true;
+  options.always_print_primitive_fields = zeros;
   std::string out;
   const auto status =
       google::protobuf::util::MessageToJsonString(message, &out, options);

@@ -70,7 +70,9 @@ struct AnyRequest {
 absl::StatusOr<AnyRequest> ParseRequest(
     absl::string_view json, const google::protobuf::MethodDescriptor* method);
 
-// One line, with the proto's own field names and with zeros.
-std::string ToJsonLine(const google::protobuf::Message& message);
+// One line, with the proto's own field names. `zeros`: with fields that are
+// zero or empty too, so that a reader finds every key.
+std::string ToJsonLine(const google::protobuf::Message& message,
+                       bool zeros = true);
 
 }  // namespace vitrine

@@ -1,6 +1,7 @@
 // vitrine: asks a Vitrine server from the command line.
 
 #include <CLI/CLI.hpp>
+#include <cstdio>
 
 #include "client/command.h"
 
@@ -69,7 +70,14 @@ int Main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     // Help and version are "errors" with code 0.
-    return app.exit(error) == 0 ? kExitOk : kExitUsage;
+    if (error.get_exit_code() == 0) return app.exit(error);
+    if (app.get_subcommands().empty() && app.remaining_size() > 0) {
+      std::fprintf(stderr, "vitrine: no command \"%s\"; see vitrine --help\n",
+                   app.remaining().front().c_str());
+    } else {
+      app.exit(error);
+    }
+    return kExitUsage;
   }
   // A full disk or a closed pipe is no success.
   if (std::fflush(stdout) != 0 && exit_code == kExitOk) return kExitCallFailed;

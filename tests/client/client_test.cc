@@ -187,6 +187,20 @@ TEST(ClientTest, NobodyThereIsUnavailable) {
   EXPECT_TRUE(absl::IsUnavailable(response.status())) << response.status();
 }
 
+TEST(ClientTest, ADeadlineBetweenTwoTriesToConnectIsUnavailable) {
+  ClientOptions options;
+  {
+    FakeServer server;
+    options.target = server.target();
+  }
+  options.retry.initial_backoff = absl::Seconds(100);
+  options.retry.max_backoff = absl::Seconds(100);
+  const auto client = Client::Create(options);
+  const auto response =
+      (*client)->Rank(TwoItems(), {.timeout = absl::Milliseconds(50)});
+  EXPECT_TRUE(absl::IsUnavailable(response.status())) << response.status();
+}
+
 TEST(ClientTest, CompressedRequestsArrive) {
   FakeServer server;
   const auto client =
