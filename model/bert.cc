@@ -2,12 +2,13 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 
-#include <algorithm>
 #include <cmath>
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "model/cpu_kernels.h"
+#include "model/length_buckets.h"
 
 namespace vitrine {
 
@@ -32,11 +33,6 @@ struct AttentionPlan {
 
 namespace {
 
-// A sequence may be padded to this many times its length, or by kSlack tokens:
-// more buckets cost calls, wider ones cost work on padding.
-constexpr double kStretch = 1.15;
-constexpr int kSlack = 4;
-
 at::Tensor FromHost(const std::vector<int64_t>& values,
                     const at::Device& device) {
   return at::tensor(values, at::kLong).to(device);
@@ -44,33 +40,21 @@ at::Tensor FromHost(const std::vector<int64_t>& values,
 
 AttentionPlan MakePlan(const std::vector<int32_t>& offsets,
                        const at::Device& device) {
-  const int sequences = static_cast<int>(offsets.size()) - 1;
-  const auto length = [&offsets](int s) { return offsets[s + 1] - offsets[s]; };
-  std::vector<int> order(sequences);
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&length](int a, int b) { return length(a) < length(b); });
-
   AttentionPlan plan;
   std::vector<int64_t> places(offsets.back());
   int64_t place = 0;
   bool in_order = true;
-  for (int begin = 0; begin < sequences;) {
-    const int shortest = length(order[begin]);
-    const int limit = std::max<int>(shortest + kSlack, shortest * kStretch);
-    int end = begin + 1;
-    while (end < sequences && length(order[end]) <= limit) ++end;
-
+  for (const LengthBucket& lengths : GroupByLength(offsets)) {
     AttentionPlan::Bucket bucket;
-    bucket.sequences = end - begin;
-    bucket.length = length(order[end - 1]);
+    bucket.sequences = static_cast<int64_t>(lengths.sequences.size());
+    bucket.length = lengths.longest;
     std::vector<int64_t> tokens(bucket.sequences * bucket.length);
     std::vector<float> mask(tokens.size(), 0.0f);
     size_t i = 0;
-    for (int k = begin; k < end; ++k) {
-      const int s = order[k];
+    for (const int s : lengths.sequences) {
+      const int length = offsets[s + 1] - offsets[s];
       for (int64_t j = 0; j < bucket.length; ++j, ++i, ++place) {
-        if (j < length(s)) {
+        if (j < length) {
           tokens[i] = offsets[s] + j;
           places[tokens[i]] = place;
           in_order = in_order && tokens[i] == place;
@@ -81,14 +65,13 @@ AttentionPlan MakePlan(const std::vector<int32_t>& offsets,
       }
     }
     bucket.tokens = FromHost(tokens, device);
-    if (shortest != bucket.length) {
+    if (lengths.shortest != lengths.longest) {
       bucket.mask = at::tensor(mask, at::kFloat)
                         .view({bucket.sequences, 1, 1, bucket.length})
                         .to(device);
       in_order = false;
     }
     plan.buckets.push_back(std::move(bucket));
-    begin = end;
   }
   if (!in_order) plan.places = FromHost(places, device);
   return plan;
@@ -225,13 +208,32 @@ void Bert::To(const at::Device& device, at::ScalarType dtype) {
   });
 }
 
-void Bert::PrepareForInference() {
+void Bert::PrepareForInference(const at::Device& device, at::ScalarType dtype) {
   for (Layer& layer : layers_) {
     layer.query_key_value.weight =
         at::cat({layer.query.weight, layer.key.weight, layer.value.weight});
     layer.query_key_value.bias =
         at::cat({layer.query.bias, layer.key.bias, layer.value.bias});
+    layer.query = layer.key = layer.value = Linear();
   }
+  pooler_ = Linear();  // a head's, by now
+  const auto move = [&](at::Tensor* tensor, at::ScalarType type) {
+    if (tensor->defined()) {
+      *tensor = tensor->to(device, type).detach().contiguous();
+    }
+  };
+  // On a CPU what is not a factor of a product stays fp32.
+  const at::ScalarType rest = device.is_cpu() ? at::kFloat : dtype;
+  Visit([&](const std::string& name, at::Tensor* tensor) {
+    const bool factor = tensor->defined() && tensor->dim() == 2 &&
+                        name.rfind("embeddings.", 0) != 0;
+    move(tensor, factor ? dtype : rest);
+  });
+  for (Layer& layer : layers_) {
+    move(&layer.query_key_value.weight, dtype);
+    move(&layer.query_key_value.bias, rest);
+  }
+  prepared_ = true;
 }
 
 at::Tensor Bert::Attention(const Layer& layer, const at::Tensor& x,
@@ -282,6 +284,11 @@ at::Tensor Bert::Attention(const Layer& layer, const at::Tensor& x,
 }
 
 at::Tensor Bert::Forward(const PackedInput& input, bool dropout) const {
+  if (prepared_ && input.ids.is_cpu()) {
+    return layers_[0].output.weight.scalar_type() == at::kBFloat16
+               ? ForwardOnCpu<Bf16>(input)
+               : ForwardOnCpu<float>(input);
+  }
   const auto norm = [this](const LayerNorm& layer, const at::Tensor& x) {
     return at::layer_norm(x, {config_.hidden_size}, layer.weight, layer.bias,
                           config_.layer_norm_eps);

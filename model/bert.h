@@ -49,11 +49,15 @@ class Bert {
 
   void To(const at::Device& device, at::ScalarType dtype);
 
-  // Makes Forward faster and the parameters final: no To, no training after.
-  void PrepareForInference();
+  // Moves the encoder to where and how it will serve, and fuses what can be:
+  // afterwards Forward is for inference only and the parameters are final. On
+  // a CPU only the products are in `dtype` (kFloat or kBFloat16): the tables,
+  // the norms and the hidden states stay fp32.
+  void PrepareForInference(const at::Device& device, at::ScalarType dtype);
 
   // Hidden states of the last layer, (tokens, hidden). No token sees another
-  // sequence. `dropout`: as the config says (training); none otherwise.
+  // sequence. `dropout`: as the config says (training); none otherwise. What
+  // else is in the batch changes a sequence's result in the last bits only.
   at::Tensor Forward(const PackedInput& input, bool dropout = false) const;
 
  private:
@@ -77,6 +81,9 @@ class Bert {
   void Visit(F f);
   at::Tensor Attention(const Layer& layer, const at::Tensor& x,
                        const AttentionPlan& plan, bool dropout) const;
+  // T: what the products are in.
+  template <typename T>
+  at::Tensor ForwardOnCpu(const PackedInput& input) const;
 
   EncoderConfig config_;
   at::Tensor word_embeddings_;      // (vocab, hidden)
@@ -85,6 +92,7 @@ class Bert {
   LayerNorm embeddings_norm_;
   std::vector<Layer> layers_;
   Linear pooler_;  // kept for publishing; undefined when there is none
+  bool prepared_ = false;
 };
 
 }  // namespace vitrine

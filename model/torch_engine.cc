@@ -275,8 +275,7 @@ absl::StatusOr<std::unique_ptr<Engine>> NewTorchEngine(
     // Weights born under InferenceMode carry no autograd state.
     const c10::InferenceMode inference;
     ASSIGN_OR_RETURN(Bert bert, Bert::FromCheckpoint(checkpoint));
-    bert.To(device, dtype);
-    bert.PrepareForInference();
+    bert.PrepareForInference(device, dtype);
     std::vector<TaskHead> task_heads;
     for (const internal::Head& head : heads) {
       ASSIGN_OR_RETURN(TaskHead task_head,

@@ -92,7 +92,7 @@ TEST_P(BertReferenceTest, AgreesWithNumPy) {
   const Batch batch = Pack(sequences);
   for (const bool prepared : {false, true}) {
     const at::InferenceMode inference(prepared);
-    if (prepared) bert->PrepareForInference();
+    if (prepared) bert->PrepareForInference(at::kCPU, at::kFloat);
     const at::Tensor hidden =
         bert->Forward(ToPackedInput(batch, checkpoint->config, at::kCPU));
     const at::Tensor logits =

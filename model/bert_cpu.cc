@@ -1,0 +1,175 @@
+// Bert::Forward for serving on a CPU: LibTorch's matrix products, everything
+// between them in fused passes. The stream of hidden states stays fp32, also
+// where the products are bf16.
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+
+#include "model/bert.h"
+#include "model/cpu_kernels.h"
+#include "model/length_buckets.h"
+
+namespace vitrine {
+namespace {
+
+// Work per task in elements, below which a thread is not worth waking.
+constexpr int64_t kGrain = 16384;
+
+int64_t RowGrain(int64_t row_size) {
+  return std::max<int64_t>(1, kGrain / row_size);
+}
+
+template <typename T>
+constexpr at::ScalarType kType =
+    std::is_same_v<T, float> ? at::kFloat : at::kBFloat16;
+
+template <typename T>
+T* Data(const at::Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+// out (rows, to) = x (rows, from) times the transposed weight (to, from).
+void Product(const at::Tensor& x, const at::Tensor& weight, at::Tensor& out) {
+  at::mm_out(out, x, weight.t());
+}
+
+Activation ToActivation(const std::string& name) {
+  return name == "relu"       ? Activation::kRelu
+         : name == "gelu_new" ? Activation::kGeluTanh
+                              : Activation::kGelu;
+}
+
+struct Scope {
+  const std::vector<int32_t>& offsets;
+  const std::vector<LengthBucket>& buckets;
+  int64_t heads;
+  int64_t hidden;
+};
+
+// qkv (tokens, 3 * hidden) to the context `out` (tokens, hidden).
+template <typename T>
+void Attend(const at::Tensor& qkv, const at::Tensor& bias, const Scope& scope,
+            const at::Tensor& out) {
+  const int64_t size = scope.hidden / scope.heads;
+  const float scale = 1 / std::sqrt(static_cast<float>(size));
+  for (const LengthBucket& bucket : scope.buckets) {
+    const int64_t n = static_cast<int64_t>(bucket.sequences.size());
+    const HeadShape shape{scope.heads, size, bucket.longest};
+    const int64_t one = scope.heads * shape.length * size;  // of a sequence
+    // (n * heads, length, size)
+    const auto make = [&] {
+      return at::empty({n * scope.heads, shape.length, size}, qkv.options());
+    };
+    const at::Tensor query = make(), key = make(), value = make();
+    const auto tokens = [&](int64_t i) {
+      const int s = bucket.sequences[i];
+      return scope.offsets[s + 1] - scope.offsets[s];
+    };
+    at::parallel_for(0, n, RowGrain(3 * one), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = scope.offsets[bucket.sequences[i]];
+        SplitHeads(Data<T>(qkv) + first * 3 * scope.hidden, Data<float>(bias),
+                   scale, tokens(i), shape, Data<T>(query) + i * one,
+                   Data<T>(key) + i * one, Data<T>(value) + i * one);
+      }
+    });
+    // (n * heads, length, length)
+    const at::Tensor weights = at::bmm(query, key.transpose(1, 2));
+    const int64_t rows = scope.heads * shape.length;
+    at::parallel_for(
+        0, n, RowGrain(rows * shape.length), [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            SoftmaxRows(rows, shape.length, tokens(i),
+                        Data<T>(weights) + i * rows * shape.length);
+          }
+        });
+    const at::Tensor context = at::bmm(weights, value);
+    at::parallel_for(0, n, RowGrain(one), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = scope.offsets[bucket.sequences[i]];
+        MergeHeads(Data<T>(context) + i * one, tokens(i), shape,
+                   Data<T>(out) + first * scope.hidden);
+      }
+    });
+  }
+}
+
+}  // namespace
+
+template <typename T>
+at::Tensor Bert::ForwardOnCpu(const PackedInput& input) const {
+  const int64_t hidden = config_.hidden_size;
+  const int64_t tokens = input.ids.size(0);
+  const float epsilon = static_cast<float>(config_.layer_norm_eps);
+  const std::vector<LengthBucket> buckets = GroupByLength(input.offsets);
+  const Scope scope{input.offsets, buckets, config_.num_heads, hidden};
+
+  // The stream, and the form of it that products read: itself, or bf16.
+  at::Tensor x = at::empty({tokens, hidden}, at::kFloat);
+  at::Tensor x_in = kType<T> == at::kFloat ? x : at::empty_like(x, kType<T>);
+  float* const stream = Data<float>(x);
+  Bf16* const copy = kType<T> == at::kFloat ? nullptr : Data<Bf16>(x_in);
+  const auto copy_at = [copy, hidden](int64_t row) {
+    return copy == nullptr ? nullptr : copy + row * hidden;
+  };
+
+  at::parallel_for(
+      0, tokens, RowGrain(hidden), [&](int64_t begin, int64_t end) {
+        const auto row = [hidden](const at::Tensor& table,
+                                  const at::Tensor& ids, int64_t t) {
+          return Data<float>(table) + Data<int64_t>(ids)[t] * hidden;
+        };
+        for (int64_t t = begin; t < end; ++t) {
+          EmbedAndNormalize({row(word_embeddings_, input.ids, t),
+                             row(position_embeddings_, input.positions, t),
+                             row(segment_embeddings_, input.segments, t)},
+                            Data<float>(embeddings_norm_.weight),
+                            Data<float>(embeddings_norm_.bias), epsilon, hidden,
+                            stream + t * hidden, copy_at(t));
+        }
+      });
+  const auto add_and_normalize = [&](const at::Tensor& y,
+                                     const at::Tensor& y_bias,
+                                     const LayerNorm& norm) {
+    at::parallel_for(
+        0, tokens, RowGrain(hidden), [&](int64_t begin, int64_t end) {
+          AddAndNormalize(Data<T>(y) + begin * hidden, Data<float>(y_bias),
+                          Data<float>(norm.weight), Data<float>(norm.bias),
+                          epsilon, end - begin, hidden, stream + begin * hidden,
+                          copy_at(begin));
+        });
+  };
+
+  const Activation activation = ToActivation(config_.hidden_act);
+  const int64_t inner = config_.intermediate_size;
+  // Made once: memory of this size comes from the kernel, page by page.
+  at::Tensor qkv = at::empty({tokens, 3 * hidden}, x_in.options());
+  at::Tensor context = at::empty({tokens, hidden}, x_in.options());
+  at::Tensor middle = at::empty({tokens, inner}, x_in.options());
+  at::Tensor y = at::empty({tokens, hidden}, x_in.options());
+  for (const Layer& layer : layers_) {
+    Product(x_in, layer.query_key_value.weight, qkv);
+    Attend<T>(qkv, layer.query_key_value.bias, scope, context);
+    Product(context, layer.attention_output.weight, y);
+    add_and_normalize(y, layer.attention_output.bias, layer.attention_norm);
+    Product(x_in, layer.intermediate.weight, middle);
+    at::parallel_for(
+        0, tokens, RowGrain(inner), [&](int64_t begin, int64_t end) {
+          AddBiasAndActivate(activation, Data<float>(layer.intermediate.bias),
+                             end - begin, inner,
+                             Data<T>(middle) + begin * inner);
+        });
+    Product(middle, layer.output.weight, y);
+    add_and_normalize(y, layer.output.bias, layer.output_norm);
+  }
+  return x;
+}
+
+template at::Tensor Bert::ForwardOnCpu<float>(const PackedInput&) const;
+template at::Tensor Bert::ForwardOnCpu<Bf16>(const PackedInput&) const;
+
+}  // namespace vitrine

@@ -1,0 +1,303 @@
+#include "model/cpu_kernels.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+// A version per generation of processor. Not under sanitizers, which
+// instrument the code that chooses and then fail before they have started.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define VITRINE_MULTIVERSION \
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define VITRINE_MULTIVERSION
+#endif
+// What the versions are made of has to become part of them.
+#define VITRINE_INLINE inline __attribute__((always_inline))
+
+namespace vitrine {
+namespace {
+
+VITRINE_INLINE float Load(const float& x) { return x; }
+VITRINE_INLINE float Load(const Bf16& x) {
+  const uint32_t bits = uint32_t{x.bits} << 16;
+  float value;
+  memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+VITRINE_INLINE void Store(float value, float* x) { *x = value; }
+// To nearest, ties to even. NaN may become infinity: neither has a place here.
+VITRINE_INLINE void Store(float value, Bf16* x) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof(bits));
+  x->bits = static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// e^x within 2e-7, relatively; x is cut to where the result is normal.
+VITRINE_INLINE float Exp(float x) {
+  x = std::min(std::max(x, -87.0f), 88.0f);
+  // Adding 1.5 * 2^23 rounds to a whole number without a call.
+  constexpr float kMagic = 12582912.0f;
+  const float shifted = x * 1.44269504f + kMagic;
+  const float whole = shifted - kMagic;
+  // x - whole * ln 2, its two halves apart for precision.
+  const float r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const int32_t exponent = (static_cast<int32_t>(whole) + 127) << 23;
+  float power;
+  memcpy(&power, &exponent, sizeof(power));
+  return p * power;
+}
+
+// x * Phi(x). Phi(x) - 0.5 is x times a polynomial in x^2 (a least-squares fit
+// on [-5, 5] with the ends held, in Chebyshev's variable so that fp32 does not
+// cancel); beyond 5, Phi is 0 or 1 within 3e-7.
+VITRINE_INLINE float Gelu(float x) {
+  const float c = std::min(std::max(x, -5.0f), 5.0f);
+  const float u = c * c * 0.08f - 1.0f;
+  float p = 5.482637789100409e-4f;
+  p = p * u - 1.552674686536193e-3f;
+  p = p * u + 1.865240279585123e-3f;
+  p = p * u - 2.826042240485549e-3f;
+  p = p * u + 6.289316806942225e-3f;
+  p = p * u - 1.104806736111641e-2f;
+  p = p * u + 1.644738391041756e-2f;
+  p = p * u - 2.330985665321350e-2f;
+  p = p * u + 3.143506124615669e-2f;
+  p = p * u - 4.043679684400558e-2f;
+  p = p * u + 5.152089148759842e-2f;
+  p = p * u - 7.029650360345840e-2f;
+  p = p * u + 1.413637846708298e-1f;
+  return x * (0.5f + c * p);
+}
+
+// 0.5 x (1 + tanh(t)) is x sigmoid(2 t).
+VITRINE_INLINE float GeluTanh(float x) {
+  const float t = 1.5957691216f * (x + 0.044715f * x * x * x);
+  return x / (1.0f + Exp(-t));
+}
+
+// `row` holds the values and gets LayerNorm of them.
+VITRINE_INLINE void NormalizeRow(const float* weight, const float* bias,
+                                 float epsilon, int64_t size, float sum,
+                                 float* row, Bf16* copy) {
+  const float mean = sum / size;
+  float squares = 0;
+#pragma omp simd reduction(+ : squares)
+  for (int64_t i = 0; i < size; ++i) {
+    squares += (row[i] - mean) * (row[i] - mean);
+  }
+  const float scale = 1.0f / std::sqrt(squares / size + epsilon);
+  if (copy == nullptr) {
+#pragma omp simd
+    for (int64_t i = 0; i < size; ++i) {
+      row[i] = (row[i] - mean) * scale * weight[i] + bias[i];
+    }
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < size; ++i) {
+      row[i] = (row[i] - mean) * scale * weight[i] + bias[i];
+      Store(row[i], &copy[i]);
+    }
+  }
+}
+
+template <typename T>
+VITRINE_INLINE void AddAndNormalizeImpl(const T* y, const float* y_bias,
+                                        const float* weight, const float* bias,
+                                        float epsilon, int64_t rows,
+                                        int64_t size, float* x, Bf16* copy) {
+  for (int64_t r = 0; r < rows; ++r) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < size; ++i) {
+      x[i] += Load(y[i]) + y_bias[i];
+      sum += x[i];
+    }
+    NormalizeRow(weight, bias, epsilon, size, sum, x, copy);
+    x += size;
+    y += size;
+    if (copy != nullptr) copy += size;
+  }
+}
+
+template <typename T>
+VITRINE_INLINE void AddBiasAndActivateImpl(Activation activation,
+                                           const float* bias, int64_t rows,
+                                           int64_t size, T* x) {
+  for (int64_t r = 0; r < rows; ++r, x += size) {
+    switch (activation) {
+      case Activation::kGelu:
+#pragma omp simd
+        for (int64_t i = 0; i < size; ++i) {
+          Store(Gelu(Load(x[i]) + bias[i]), &x[i]);
+        }
+        break;
+      case Activation::kGeluTanh:
+#pragma omp simd
+        for (int64_t i = 0; i < size; ++i) {
+          Store(GeluTanh(Load(x[i]) + bias[i]), &x[i]);
+        }
+        break;
+      case Activation::kRelu:
+#pragma omp simd
+        for (int64_t i = 0; i < size; ++i) {
+          Store(std::max(Load(x[i]) + bias[i], 0.0f), &x[i]);
+        }
+        break;
+    }
+  }
+}
+
+template <typename T>
+VITRINE_INLINE void SplitHeadsImpl(const T* qkv, const float* bias, float scale,
+                                   int64_t tokens, const HeadShape& shape,
+                                   T* query, T* key, T* value) {
+  const int64_t hidden = shape.heads * shape.size;
+  for (int part = 0; part < 3; ++part) {
+    T* const to = part == 0 ? query : part == 1 ? key : value;
+    const float factor = part == 0 ? scale : 1.0f;
+    for (int64_t h = 0; h < shape.heads; ++h) {
+      const int64_t column = part * hidden + h * shape.size;
+      T* out = to + h * shape.length * shape.size;
+      for (int64_t t = 0; t < tokens; ++t, out += shape.size) {
+        const T* in = qkv + t * 3 * hidden + column;
+#pragma omp simd
+        for (int64_t i = 0; i < shape.size; ++i) {
+          Store((Load(in[i]) + bias[column + i]) * factor, &out[i]);
+        }
+      }
+      // Zeros and not what was in memory: 0 * NaN would reach real tokens.
+      memset(static_cast<void*>(out), 0,
+             (shape.length - tokens) * shape.size * sizeof(T));
+    }
+  }
+}
+
+template <typename T>
+VITRINE_INLINE void MergeHeadsImpl(const T* context, int64_t tokens,
+                                   const HeadShape& shape, T* out) {
+  for (int64_t h = 0; h < shape.heads; ++h) {
+    const T* in = context + h * shape.length * shape.size;
+    for (int64_t t = 0; t < tokens; ++t) {
+      memcpy(static_cast<void*>(out + (t * shape.heads + h) * shape.size),
+             in + t * shape.size, shape.size * sizeof(T));
+    }
+  }
+}
+
+template <typename T>
+VITRINE_INLINE void SoftmaxRowsImpl(int64_t rows, int64_t length,
+                                    int64_t tokens, T* x) {
+  // Whole vectors, so that the exponential has no scalar remainder: rows are
+  // short and it would take most of the time.
+  constexpr int64_t kVector = 16;
+  const int64_t padded = (tokens + kVector - 1) / kVector * kVector;
+  std::vector<float> buffer(padded, -INFINITY);
+  float* const row = buffer.data();
+  for (int64_t r = 0; r < rows; ++r, x += length) {
+    float most = -INFINITY;
+#pragma omp simd reduction(max : most)
+    for (int64_t i = 0; i < tokens; ++i) {
+      row[i] = Load(x[i]);
+      most = std::max(most, row[i]);
+    }
+    for (int64_t v = 0; v < padded; v += kVector) {
+#pragma omp simd
+      for (int64_t i = v; i < v + kVector; ++i) row[i] = Exp(row[i] - most);
+    }
+    for (int64_t i = tokens; i < padded; ++i) row[i] = 0;
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < padded; ++i) sum += row[i];
+    const float scale = 1.0f / sum;
+#pragma omp simd
+    for (int64_t i = 0; i < tokens; ++i) Store(row[i] * scale, &x[i]);
+    memset(static_cast<void*>(x + tokens), 0, (length - tokens) * sizeof(T));
+  }
+}
+
+}  // namespace
+
+VITRINE_MULTIVERSION
+void EmbedAndNormalize(const EmbeddingRows& rows, const float* weight,
+                       const float* bias, float epsilon, int64_t size,
+                       float* out, Bf16* copy) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < size; ++i) {
+    out[i] = rows.word[i] + rows.position[i] + rows.segment[i];
+    sum += out[i];
+  }
+  NormalizeRow(weight, bias, epsilon, size, sum, out, copy);
+}
+
+VITRINE_MULTIVERSION
+void AddAndNormalize(const float* y, const float* y_bias, const float* weight,
+                     const float* bias, float epsilon, int64_t rows,
+                     int64_t size, float* x, Bf16* copy) {
+  AddAndNormalizeImpl(y, y_bias, weight, bias, epsilon, rows, size, x, copy);
+}
+
+VITRINE_MULTIVERSION
+void AddAndNormalize(const Bf16* y, const float* y_bias, const float* weight,
+                     const float* bias, float epsilon, int64_t rows,
+                     int64_t size, float* x, Bf16* copy) {
+  AddAndNormalizeImpl(y, y_bias, weight, bias, epsilon, rows, size, x, copy);
+}
+
+VITRINE_MULTIVERSION
+void AddBiasAndActivate(Activation activation, const float* bias, int64_t rows,
+                        int64_t size, float* x) {
+  AddBiasAndActivateImpl(activation, bias, rows, size, x);
+}
+
+VITRINE_MULTIVERSION
+void AddBiasAndActivate(Activation activation, const float* bias, int64_t rows,
+                        int64_t size, Bf16* x) {
+  AddBiasAndActivateImpl(activation, bias, rows, size, x);
+}
+
+VITRINE_MULTIVERSION
+void SplitHeads(const float* qkv, const float* bias, float scale,
+                int64_t tokens, const HeadShape& shape, float* query,
+                float* key, float* value) {
+  SplitHeadsImpl(qkv, bias, scale, tokens, shape, query, key, value);
+}
+
+VITRINE_MULTIVERSION
+void SplitHeads(const Bf16* qkv, const float* bias, float scale, int64_t tokens,
+                const HeadShape& shape, Bf16* query, Bf16* key, Bf16* value) {
+  SplitHeadsImpl(qkv, bias, scale, tokens, shape, query, key, value);
+}
+
+void MergeHeads(const float* context, int64_t tokens, const HeadShape& shape,
+                float* out) {
+  MergeHeadsImpl(context, tokens, shape, out);
+}
+
+void MergeHeads(const Bf16* context, int64_t tokens, const HeadShape& shape,
+                Bf16* out) {
+  MergeHeadsImpl(context, tokens, shape, out);
+}
+
+VITRINE_MULTIVERSION
+void SoftmaxRows(int64_t rows, int64_t length, int64_t tokens, float* x) {
+  SoftmaxRowsImpl(rows, length, tokens, x);
+}
+
+VITRINE_MULTIVERSION
+void SoftmaxRows(int64_t rows, int64_t length, int64_t tokens, Bf16* x) {
+  SoftmaxRowsImpl(rows, length, tokens, x);
+}
+
+}  // namespace vitrine

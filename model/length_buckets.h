@@ -1,0 +1,23 @@
+#pragma once
+
+// Groups the sequences of a packed batch by like lengths, so that attention
+// can run as batched products with little padding.
+
+#include <cstdint>
+#include <vector>
+
+namespace vitrine {
+
+struct LengthBucket {
+  std::vector<int> sequences;  // by rising length
+  int shortest = 0;            // tokens
+  int longest = 0;             // what the others are padded to
+};
+
+// A sequence is padded to at most `stretch` times its length, or by `slack`
+// tokens where that is more. Buckets by rising length; equal batches give
+// equal buckets.
+std::vector<LengthBucket> GroupByLength(const std::vector<int32_t>& offsets,
+                                        double stretch = 1.2, int slack = 4);
+
+}  // namespace vitrine
