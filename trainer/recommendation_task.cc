@@ -195,8 +195,10 @@ class RecommendationTask : public Task {
     std::vector<float> items = network.Infer(h, Pointers(items_));
     std::vector<float> users = network.Infer(h, histories);
     const int64_t width = network.width(h);
-    return at::mm(at::from_blob(users.data(), {-1, width}, at::kFloat),
-                  at::from_blob(items.data(), {-1, width}, at::kFloat).t())
+    const auto rows = static_cast<int64_t>(histories.size());
+    const auto columns = static_cast<int64_t>(items_.size());
+    return at::mm(at::from_blob(users.data(), {rows, width}, at::kFloat),
+                  at::from_blob(items.data(), {columns, width}, at::kFloat).t())
         .contiguous();
   }
 
