@@ -1,0 +1,315 @@
+#include "server/model_manager.h"
+
+#include <pthread.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "base/log.h"
+#include "base/status_macros.h"
+#include "server/grpc_status.h"
+
+namespace vitrine {
+namespace {
+
+// The polling thread yields to those that answer calls.
+constexpr int kLoadingNice = 10;
+constexpr absl::Duration kFirstRetry = absl::Seconds(10);
+constexpr absl::Duration kMaxRetry = absl::Minutes(5);
+
+// Every method and head that the version can answer.
+std::vector<VersionMetrics::Use> UsesOf(const ServableModel& model) {
+  std::vector<VersionMetrics::Use> uses;
+  const auto name = [&model](int head) { return model.heads()[head].name(); };
+  std::vector<std::string> scoring;
+  const int relevance = model.relevance_head();
+  const int recommendation = model.recommendation_head();
+  if (relevance >= 0) scoring.push_back(name(relevance));
+  if (recommendation >= 0) scoring.push_back(name(recommendation));
+  if (scoring.size() == 2) scoring.push_back(absl::StrJoin(scoring, "+"));
+  for (const std::string& head : scoring) {
+    uses.emplace_back(Method::kScore, head);
+    uses.emplace_back(Method::kRank, head);
+  }
+  if (model.interest_head() >= 0) {
+    uses.emplace_back(Method::kPredictInterests, name(model.interest_head()));
+  }
+  if (model.embedding_head() >= 0) {
+    uses.emplace_back(Method::kEmbed, name(model.embedding_head()));
+  }
+  for (const internal::Head& head : model.heads()) {
+    if (head.kind() == internal::HEAD_KIND_CLASSIFICATION) {
+      uses.emplace_back(Method::kClassify, head.name());
+    }
+  }
+  return uses;
+}
+
+}  // namespace
+
+ModelManager::ModelManager(ModelManagerOptions options, Metrics& metrics)
+    : options_(std::move(options)),
+      registry_(options_.registry),
+      metrics_(metrics) {}
+
+ModelManager::~ModelManager() {
+  {
+    MutexLock lock(mu_);
+    stopping_ = true;
+  }
+  wake_.NotifyAll();
+  if (thread_.joinable()) thread_.join();
+}
+
+absl::Status ModelManager::ResolveSlots() {
+  slots_.clear();
+  for (const internal::ModelConfig& model : options_.models) {
+    Slot& slot = slots_.emplace_back();
+    slot.name = model.name();
+    slot.pinned_version = model.version();
+  }
+  if (slots_.empty()) {
+    ASSIGN_OR_RETURN(const std::vector<std::string> names,
+                     registry_.ListModels());
+    if (names.empty()) {
+      return absl::NotFoundError(
+          absl::StrCat("registry ", registry_.root(), " holds no model"));
+    }
+    if (names.size() > 1 && options_.default_model.empty()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("registry ", registry_.root(), " holds several models (",
+                       absl::StrJoin(names, ", "), "): name those to serve"));
+    }
+    if (names.size() == 1) {
+      slots_.emplace_back().name = names[0];
+    } else {
+      slots_.emplace_back().name = options_.default_model;
+    }
+  }
+  if (options_.default_model.empty()) return absl::OkStatus();
+  // The default goes first, where Pin and List look for it.
+  const auto it = std::find_if(
+      slots_.begin(), slots_.end(),
+      [this](const Slot& slot) { return slot.name == options_.default_model; });
+  if (it == slots_.end()) {
+    return absl::NotFoundError(
+        absl::StrCat("default_model ", options_.default_model,
+                     " is not among the models to serve"));
+  }
+  std::rotate(slots_.begin(), it, it + 1);
+  return absl::OkStatus();
+}
+
+absl::Status ModelManager::LoadAll() {
+  RETURN_IF_ERROR(ResolveSlots());
+  {
+    MutexLock lock(mu_);
+    served_.assign(slots_.size(), nullptr);
+  }
+  for (const Slot& slot : slots_) {
+    metrics_.model_version(slot.name);
+    metrics_.load_failures(slot.name);
+  }
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    RETURN_IF_ERROR(Annotate(LoadFirst(slots_[i], static_cast<int>(i)),
+                             absl::StrCat("model ", slots_[i].name)));
+  }
+  MutexLock lock(mu_);
+  ready_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status ModelManager::LoadFirst(Slot& slot, int index) {
+  if (slot.pinned_version > 0) {
+    return LoadAndSwap(slot, index, slot.pinned_version);
+  }
+  ASSIGN_OR_RETURN(std::vector<int64_t> versions,
+                   registry_.ListVersions(slot.name));
+  absl::StatusOr<int64_t> current = registry_.ReadCurrent(slot.name);
+  if (!current.ok()) {
+    Log(LogLevel::kError, "current_unreadable",
+        {{"model", slot.name}, {"error", current.status()}});
+    slot.current_error = current.status().ToString();
+  }
+  // Versions above CURRENT were never activated; they do not count as a way
+  // out when that one is broken.
+  const int64_t first = current.ok() ? *current : 0;
+  std::sort(versions.rbegin(), versions.rend());
+  if (first > 0) {
+    versions.erase(std::remove_if(versions.begin(), versions.end(),
+                                  [first](int64_t v) { return v >= first; }),
+                   versions.end());
+    versions.insert(versions.begin(), first);
+  }
+  if (versions.empty()) return absl::NotFoundError("it has no version");
+  std::string errors;
+  for (size_t i = 0; i < versions.size(); ++i) {
+    const absl::Status status = LoadAndSwap(slot, index, versions[i]);
+    if (status.ok()) {
+      if (i > 0) {
+        Log(LogLevel::kError, "serving_older_version",
+            {{"model", slot.name},
+             {"wanted", versions[0]},
+             {"serving", versions[i]}});
+      }
+      if (current.ok() && *current == 0) {
+        const absl::Status written =
+            registry_.WriteCurrent(slot.name, versions[i]);
+        if (!written.ok()) {
+          Log(LogLevel::kWarning, "current_not_written",
+              {{"model", slot.name}, {"error", written}});
+        }
+      }
+      return absl::OkStatus();
+    }
+    if (i == 0 && first > 0) NoteFailure(slot, first);
+    absl::StrAppend(&errors, errors.empty() ? "" : "; ", status.message());
+  }
+  return absl::FailedPreconditionError(
+      absl::StrCat("no version loads: ", errors));
+}
+
+absl::Status ModelManager::LoadAndSwap(Slot& slot, int index, int64_t version) {
+  Log(LogLevel::kInfo, "model_loading",
+      {{"model", slot.name}, {"version", version}});
+  const absl::Time start = options_.now();
+  absl::StatusOr<std::shared_ptr<const ServableModel>> model = options_.load(
+      registry_.VersionFolder(slot.name, version), options_.servable);
+  const absl::Duration took = options_.now() - start;
+  if (!model.ok()) {
+    metrics_.load_failures(slot.name).Increment();
+    Log(LogLevel::kError, "model_load_failed",
+        {{"model", slot.name},
+         {"version", version},
+         {"error", model.status()}});
+    return Annotate(model.status(), absl::StrCat("version ", version));
+  }
+  auto served = std::make_shared<ServedVersion>();
+  served->name = slot.name;
+  served->version = absl::StrCat(version);
+  served->metrics = std::make_unique<VersionMetrics>(
+      metrics_, slot.name, served->version, UsesOf(**model), took);
+  served->model = *std::move(model);
+  served->serving_since = options_.now();
+  Log(LogLevel::kInfo, "model_serving",
+      {{"model", slot.name},
+       {"version", version},
+       {"previous", slot.serving},
+       {"seconds", absl::ToDoubleSeconds(took)},
+       {"engine", served->model->engine().name()},
+       {"device", served->model->engine().device()},
+       {"dtype", served->model->engine().dtype()}});
+  metrics_.model_version(slot.name).Set(static_cast<double>(version));
+  slot.serving = version;
+  slot.failed = 0;
+  ServedPtr old = std::move(served);
+  {
+    MutexLock lock(mu_);
+    served_[index].swap(old);
+  }
+  return absl::OkStatus();  // `old` may go here, outside the lock
+}
+
+void ModelManager::NoteFailure(Slot& slot, int64_t version) {
+  slot.retry_delay = slot.failed == version
+                         ? std::min(2 * slot.retry_delay, kMaxRetry)
+                         : kFirstRetry;
+  slot.failed = version;
+  slot.retry_at = options_.now() + slot.retry_delay;
+}
+
+void ModelManager::PollOnce() {
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    Slot& slot = slots_[i];
+    if (slot.pinned_version > 0) continue;
+    const absl::StatusOr<int64_t> current = registry_.ReadCurrent(slot.name);
+    const std::string error =
+        current.ok() ? std::string() : current.status().ToString();
+    if (error != slot.current_error) {
+      slot.current_error = error;
+      if (!error.empty()) {
+        Log(LogLevel::kError, "current_unreadable",
+            {{"model", slot.name}, {"error", error}});
+      }
+    }
+    if (!current.ok() || *current == 0 || *current == slot.serving) continue;
+    // A version that did not load may be mended, or memory may have been
+    // short: it is tried again, ever more rarely.
+    if (*current == slot.failed && options_.now() < slot.retry_at) continue;
+    const absl::Status status =
+        LoadAndSwap(slot, static_cast<int>(i), *current);
+    if (!status.ok()) {
+      NoteFailure(slot, *current);
+      Log(LogLevel::kError, "swap_failed",
+          {{"model", slot.name},
+           {"wanted", *current},
+           {"serving", slot.serving},
+           {"retry_seconds", absl::ToDoubleSeconds(slot.retry_delay)}});
+    }
+  }
+}
+
+void ModelManager::StartPolling() {
+  if (options_.poll_interval < absl::ZeroDuration()) return;
+  thread_ = std::thread([this] {
+    pthread_setname_np(pthread_self(), "model-manager");
+    setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)),
+                kLoadingNice);
+    Poll();
+  });
+}
+
+void ModelManager::Poll() {
+  while (true) {
+    {
+      MutexLock lock(mu_);
+      const auto until = std::chrono::steady_clock::now() +
+                         absl::ToChronoMilliseconds(options_.poll_interval);
+      while (!stopping_ && wake_.WaitUntil(mu_, until)) {
+      }
+      if (stopping_) return;
+    }
+    PollOnce();
+  }
+}
+
+absl::StatusOr<std::shared_ptr<const ServedVersion>> ModelManager::Pin(
+    const v1::ModelSpec& spec) const {
+  std::vector<std::string> names;
+  MutexLock lock(mu_);
+  if (!ready_) return absl::UnavailableError("no model is loaded yet");
+  for (const ServedPtr& served : served_) {
+    const bool named = spec.name().empty() ? names.empty()  // the first
+                                           : spec.name() == served->name;
+    if (named &&
+        (spec.version().empty() || spec.version() == served->version)) {
+      return served;
+    }
+    names.push_back(absl::StrCat(served->name, "/", served->version));
+  }
+  return absl::NotFoundError(absl::StrCat(
+      "model: ", Quoted(spec.name().empty() ? served_[0]->name : spec.name()),
+      spec.version().empty()
+          ? ""
+          : absl::StrCat(" version ", Quoted(spec.version())),
+      " is not being served; these are: ", absl::StrJoin(names, ", ")));
+}
+
+std::vector<std::shared_ptr<const ServedVersion>> ModelManager::List() const {
+  MutexLock lock(mu_);
+  if (!ready_) return {};
+  return served_;
+}
+
+bool ModelManager::ready() const {
+  MutexLock lock(mu_);
+  return ready_;
+}
+
+}  // namespace vitrine

@@ -1,0 +1,185 @@
+#include "server/rpc.h"
+
+#include <chrono>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "base/status_macros.h"
+#include "grpcpp/support/proto_buffer_reader.h"
+#include "grpcpp/support/proto_buffer_writer.h"
+#include "server/grpc_status.h"
+
+namespace vitrine {
+namespace {
+
+// How long a caller should stay away when there are too many at once: about
+// the time in which some of them are answered.
+constexpr absl::Duration kBusyRetryDelay = absl::Milliseconds(100);
+
+absl::Time DeadlineOf(const grpc::CallbackServerContext& context,
+                      absl::Time arrival, absl::Duration fallback) {
+  const std::chrono::system_clock::time_point deadline = context.deadline();
+  if (deadline == std::chrono::system_clock::time_point::max()) {
+    return arrival + fallback;
+  }
+  return absl::FromChrono(deadline);
+}
+
+// The same bytes in a block of their own.
+std::string ToString(const grpc::ByteBuffer& bytes) {
+  std::vector<grpc::Slice> slices;
+  std::string out;
+  if (!bytes.Dump(&slices).ok()) return out;
+  out.reserve(bytes.Length());
+  for (const grpc::Slice& slice : slices) {
+    out.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
+  }
+  return out;
+}
+
+}  // namespace
+
+absl::Status ParseRequest(const grpc::ByteBuffer& bytes,
+                          google::protobuf::Message* message,
+                          std::vector<BadString>* bad_strings) {
+  {
+    grpc::ByteBuffer copy(bytes);  // of references; the reader wants its own
+    grpc::ProtoBufferReader reader(&copy);
+    if (reader.status().ok() && message->ParseFromZeroCopyStream(&reader)) {
+      return absl::OkStatus();
+    }
+  }
+  message->Clear();
+  std::string serialized = ToString(bytes);
+  ASSIGN_OR_RETURN(*bad_strings,
+                   RepairUtf8(*message->GetDescriptor(), &serialized));
+  if (!message->ParseFromString(serialized)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "malformed message: not a ", message->GetDescriptor()->full_name()));
+  }
+  return absl::OkStatus();
+}
+
+// Holds the call until gRPC is done with it.
+class Call::Reactor : public grpc::ServerUnaryReactor {
+ public:
+  explicit Reactor(std::shared_ptr<Call> call) : call_(std::move(call)) {}
+
+  void OnCancel() override { *call_->cancelled_ = true; }
+  void OnDone() override { delete this; }
+
+ private:
+  const std::shared_ptr<Call> call_;
+};
+
+Call::Call(Rpc& rpc, Method method, grpc::CallbackServerContext& context,
+           grpc::ByteBuffer& response_bytes)
+    : rpc_(rpc),
+      method_(method),
+      arrival_(absl::Now()),
+      deadline_(DeadlineOf(context, arrival_, rpc.options_.default_deadline)),
+      response_bytes_(response_bytes),
+      cancelled_(std::make_shared<std::atomic<bool>>(false)) {}
+
+Call::~Call() = default;
+
+absl::Status Call::Alive() const {
+  if (*cancelled_) return absl::CancelledError("the caller cancelled");
+  if (absl::Now() >= deadline_) {
+    return absl::DeadlineExceededError(
+        "the deadline passed before the work was done");
+  }
+  return absl::OkStatus();
+}
+
+void Call::Finish(const absl::Status& status) {
+  if (finished_.exchange(true)) return;
+  absl::Status sent = status;
+  if (sent.ok() && response != nullptr) {
+    bool own = false;
+    const grpc::Status serialized =
+        grpc::GenericSerialize<grpc::ProtoBufferWriter,
+                               google::protobuf::Message>(
+            *response, &response_bytes_, &own);
+    if (!serialized.ok()) {
+      sent = absl::InternalError("the answer could not be serialized");
+    }
+  }
+  times.total = absl::Now() - arrival_;
+  const CallSeries* series = nullptr;
+  if (version != nullptr && version->metrics != nullptr) {
+    series = version->metrics->Find(method_, head);
+  }
+  if (series == nullptr) series = &rpc_.metrics_.unversioned(method_);
+  series->Observe(times);
+  rpc_.metrics_.CountRequest(method_, sent.code());
+  --rpc_.in_flight_;
+  rpc_.metrics_.calls_in_flight().Decrement();
+  // From here on the reactor may be gone at any moment.
+  reactor_->Finish(ToGrpcStatus(sent));
+}
+
+Rpc::Rpc(const RpcOptions& options, ThreadPool& pool, Metrics& metrics)
+    : options_(options), pool_(pool), metrics_(metrics) {}
+
+absl::Status Rpc::Admit() {
+  if (stopping_) {
+    metrics_.rejected(Rejection::kStopping).Increment();
+    return absl::UnavailableError("the server is stopping");
+  }
+  if (in_flight_ > options_.max_concurrent_calls) {
+    metrics_.rejected(Rejection::kTooManyCalls).Increment();
+    return WithRetryDelay(absl::ResourceExhaustedError(absl::StrCat(
+                              "more than ", options_.max_concurrent_calls,
+                              " calls at once (limits.max_concurrent_calls)")),
+                          kBusyRetryDelay);
+  }
+  return absl::OkStatus();
+}
+
+grpc::ServerUnaryReactor* Rpc::Start(
+    Method method, grpc::CallbackServerContext& context,
+    const grpc::ByteBuffer& request, grpc::ByteBuffer& response,
+    const google::protobuf::Message& request_type,
+    const google::protobuf::Message& response_type, Handler handler) {
+  auto call = std::make_shared<Call>(*this, method, context, response);
+  grpc::ServerUnaryReactor* const reactor = new Call::Reactor(call);
+  call->reactor_ = reactor;
+  ++in_flight_;
+  metrics_.calls_in_flight().Increment();
+  const absl::Status admitted = Admit();
+  if (!admitted.ok()) {
+    call->Finish(admitted);
+    return reactor;
+  }
+  const bool posted = pool_.Post([call, &request, &request_type, &response_type,
+                                  handler = std::move(handler)] {
+    call->times.queue = absl::Now() - call->arrival();
+    absl::Status status = call->Alive();
+    if (status.ok()) {
+      call->request = request_type.New(&call->arena_);
+      call->response = response_type.New(&call->arena_);
+      // gRPC keeps the bytes until the call is finished.
+      status = ParseRequest(request, call->request, &call->bad_strings);
+    }
+    if (!status.ok()) {
+      call->Finish(status);
+      return;
+    }
+    handler(call);
+  });
+  if (!posted) {
+    metrics_.rejected(Rejection::kPoolFull).Increment();
+    call->Finish(WithRetryDelay(
+        absl::ResourceExhaustedError("too many calls wait for a thread"),
+        kBusyRetryDelay));
+  }
+  return reactor;
+}
+
+void Rpc::Continue(absl::AnyInvocable<void()> task) {
+  if (!pool_.Post(std::move(task))) task();
+}
+
+}  // namespace vitrine

@@ -1,0 +1,141 @@
+#pragma once
+
+// The one wrapper around every handler.
+//
+// gRPC's callback threads are few, so a handler runs on the thread pool: Rpc
+// counts the call in, refuses it when the server is full or stopping, hops to
+// the pool, parses (and repairs bad UTF-8, see utf8_repair.h), sets the
+// deadline, calls the handler and, when the call is finished from whatever
+// thread, sends the answer and counts what happened.
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "base/thread_pool.h"
+#include "google/protobuf/arena.h"
+#include "google/protobuf/message.h"
+#include "grpcpp/server_context.h"
+#include "grpcpp/support/byte_buffer.h"
+#include "grpcpp/support/server_callback.h"
+#include "server/metrics.h"
+#include "server/model_manager.h"
+#include "server/utf8_repair.h"
+
+namespace vitrine {
+
+class Rpc;
+
+// One call between its arrival and its answer. Shared by whoever still works
+// for it; any thread may ask whether it is alive and finish it.
+class Call {
+ public:
+  Call(Rpc& rpc, Method method, grpc::CallbackServerContext& context,
+       grpc::ByteBuffer& response_bytes);
+  ~Call();
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  Method method() const { return method_; }
+  absl::Time arrival() const { return arrival_; }
+  absl::Time deadline() const { return deadline_; }
+
+  // kCancelled or kDeadlineExceeded once nobody waits for the answer.
+  absl::Status Alive() const;
+  // For EngineCall; keeps nothing alive.
+  const std::shared_ptr<std::atomic<bool>>& cancelled() const {
+    return cancelled_;
+  }
+
+  // The caller's message and the answer, on the call's arena.
+  google::protobuf::Message* request = nullptr;
+  google::protobuf::Message* response = nullptr;
+  // Strings of the request that were not UTF-8.
+  std::vector<BadString> bad_strings;
+
+  // For the metrics: set once known.
+  CallTimes times;
+  std::shared_ptr<const ServedVersion> version;
+  std::string head;
+
+  // Sends `response`, or the error. The first call counts, later ones do
+  // nothing.
+  void Finish(const absl::Status& status);
+
+ private:
+  friend class Rpc;
+  class Reactor;
+
+  Rpc& rpc_;
+  const Method method_;
+  const absl::Time arrival_;
+  const absl::Time deadline_;
+  grpc::ByteBuffer& response_bytes_;  // gRPC's; until Finish
+  const std::shared_ptr<std::atomic<bool>> cancelled_;
+  google::protobuf::Arena arena_;
+
+  std::atomic<bool> finished_{false};
+  grpc::ServerUnaryReactor* reactor_ = nullptr;  // deletes itself when done
+};
+
+struct RpcOptions {
+  int max_concurrent_calls = 1024;
+  absl::Duration default_deadline = absl::Seconds(30);
+};
+
+// Owned by the server; outlives all calls.
+class Rpc {
+ public:
+  using Handler = std::function<void(std::shared_ptr<Call>)>;
+
+  Rpc(const RpcOptions& options, ThreadPool& pool, Metrics& metrics);
+
+  // On a gRPC thread. Request and Response are messages of the method.
+  template <typename Request, typename Response>
+  grpc::ServerUnaryReactor* Handle(Method method,
+                                   grpc::CallbackServerContext* context,
+                                   const grpc::ByteBuffer* request,
+                                   grpc::ByteBuffer* response,
+                                   Handler handler) {
+    return Start(method, *context, *request, *response,
+                 Request::default_instance(), Response::default_instance(),
+                 std::move(handler));
+  }
+
+  // From now on every new call is refused with kUnavailable.
+  void Stop() { stopping_ = true; }
+
+  // Runs `task` on the pool, or here where the pool is full.
+  void Continue(absl::AnyInvocable<void()> task);
+
+  Metrics& metrics() { return metrics_; }
+
+ private:
+  friend class Call;
+
+  grpc::ServerUnaryReactor* Start(
+      Method method, grpc::CallbackServerContext& context,
+      const grpc::ByteBuffer& request, grpc::ByteBuffer& response,
+      const google::protobuf::Message& request_type,
+      const google::protobuf::Message& response_type, Handler handler);
+  absl::Status Admit();
+
+  const RpcOptions options_;
+  ThreadPool& pool_;
+  Metrics& metrics_;
+  std::atomic<bool> stopping_{false};
+  std::atomic<int> in_flight_{0};
+};
+
+// Parses `bytes` into `*message`, repairing strings where needed.
+// kInvalidArgument for anything that is not such a message.
+absl::Status ParseRequest(const grpc::ByteBuffer& bytes,
+                          google::protobuf::Message* message,
+                          std::vector<BadString>* bad_strings);
+
+}  // namespace vitrine
