@@ -46,8 +46,7 @@ class Checker {
   // As Number, for durations; a negative one is allowed where `never` is.
   void Time(absl::string_view field, absl::Duration fallback, bool never,
             Duration* duration) {
-    if (present &&
-        (duration->nanos() <= -1000000000 || duration->nanos() >= 1000000000 ||
+    if ((duration->nanos() <= -1000000000 || duration->nanos() >= 1000000000 ||
          std::abs(duration->seconds()) > 315576000000)) {
       Error(field, absl::StrCat("seconds: ", duration->seconds(), " nanos: ",
                                 duration->nanos(), " is not a duration"));

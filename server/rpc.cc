@@ -6,8 +6,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/status_macros.h"
+#include "grpcpp/impl/codegen/proto_utils.h"
 #include "grpcpp/support/proto_buffer_reader.h"
-#include "grpcpp/support/proto_buffer_writer.h"
 #include "server/grpc_status.h"
 
 namespace vitrine {
@@ -99,8 +99,7 @@ void Call::Finish(const absl::Status& status) {
   if (sent.ok() && response != nullptr) {
     bool own = false;
     const grpc::Status serialized =
-        grpc::GenericSerialize<grpc::ProtoBufferWriter,
-                               google::protobuf::Message>(
+        grpc::SerializationTraits<google::protobuf::Message>::Serialize(
             *response, &response_bytes_, &own);
     if (!serialized.ok()) {
       sent = absl::InternalError("the answer could not be serialized");
@@ -176,10 +175,6 @@ grpc::ServerUnaryReactor* Rpc::Start(
         kBusyRetryDelay));
   }
   return reactor;
-}
-
-void Rpc::Continue(absl::AnyInvocable<void()> task) {
-  if (!pool_.Post(std::move(task))) task();
 }
 
 }  // namespace vitrine

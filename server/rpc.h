@@ -110,8 +110,11 @@ class Rpc {
   // From now on every new call is refused with kUnavailable.
   void Stop() { stopping_ = true; }
 
-  // Runs `task` on the pool, or here where the pool is full.
-  void Continue(absl::AnyInvocable<void()> task);
+  // Runs `task` on the pool. False, and the task is not taken, when that is
+  // full.
+  [[nodiscard]] bool Post(absl::AnyInvocable<void()>&& task) {
+    return pool_.Post(std::move(task));
+  }
 
   Metrics& metrics() { return metrics_; }
 

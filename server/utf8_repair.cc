@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "google/protobuf/descriptor.pb.h"
 #include "model/unicode.h"
 
 namespace vitrine {

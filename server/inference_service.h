@@ -1,0 +1,28 @@
+#pragma once
+
+// vitrine.v1.InferenceService: what inference.proto promises, over the model
+// manager, the batcher and the cache of item vectors.
+
+#include <memory>
+
+#include "grpcpp/impl/service_type.h"
+#include "server/batcher.h"
+#include "server/model_manager.h"
+#include "server/request_checks.h"
+#include "server/rpc.h"
+#include "server/vector_cache.h"
+#include "vitrine/internal/config.pb.h"
+
+namespace vitrine {
+
+struct InferenceOptions {
+  internal::LimitsConfig limits;
+  double personalization_weight = 0.5;
+};
+
+// All arguments outlive the service and its calls.
+std::unique_ptr<grpc::Service> NewInferenceService(
+    const InferenceOptions& options, Rpc& rpc, const ModelManager& models,
+    Batcher& batcher, VectorCache& vectors);
+
+}  // namespace vitrine
