@@ -156,7 +156,7 @@ CommandLine ParseCommandLine(int argc, const char* const* argv) {
   CLI::Option* o_metrics =
       add("--metrics-listen", metrics_listen,
           "Address of /metrics, or off [metrics_listen: 127.0.0.1:9500]",
-          "IP:PORT");
+          "HOST:PORT");
   CLI::Option* o_port_file =
       add("--port-file", port_file,
           "Written once the server serves: the gRPC and the metrics port, one "

@@ -1,7 +1,6 @@
 #include "server/server.h"
 
 #include <algorithm>
-#include <exception>
 #include <string>
 #include <utility>
 
@@ -15,11 +14,11 @@
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
-#include "prometheus/exposer.h"
 #include "server/batcher.h"
 #include "server/config.h"
 #include "server/inference_service.h"
 #include "server/metrics.h"
+#include "server/metrics_http.h"
 #include "server/process_metrics.h"
 #include "server/rpc.h"
 #include "server/vector_cache.h"
@@ -145,7 +144,7 @@ class ServerImpl : public Server {
     }
     pool_.Stop();
     batcher_.Stop(absl::InfinitePast());
-    exposer_.reset();
+    metrics_http_.reset();
     Log(LogLevel::kInfo, "stopped");
   }
 
@@ -183,20 +182,12 @@ class ServerImpl : public Server {
 
   absl::Status ListenForMetrics() {
     if (config_.metrics_listen() == "off") return absl::OkStatus();
-    try {
-      exposer_ = std::make_unique<prometheus::Exposer>(config_.metrics_listen(),
-                                                       /*num_threads=*/1);
-      exposer_->RegisterCollectable(metrics_.registry());
-      exposer_->RegisterCollectable(process_metrics_);
-      const std::vector<int> ports = exposer_->GetListeningPorts();
-      if (!ports.empty()) metrics_port_ = ports[0];
-    } catch (const std::exception& e) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("cannot listen on ", config_.metrics_listen(),
-                       " for metrics: the address is in use or not this "
-                       "machine's (",
-                       e.what(), ")"));
-    }
+    ASSIGN_OR_RETURN(const HostPort address,
+                     ParseHostPort(config_.metrics_listen()));
+    ASSIGN_OR_RETURN(
+        metrics_http_,
+        MetricsHttp::Start(address, {metrics_.registry(), process_metrics_}));
+    metrics_port_ = metrics_http_->port();
     return absl::OkStatus();
   }
 
@@ -220,7 +211,7 @@ class ServerImpl : public Server {
   ThreadPool pool_;
   Rpc rpc_;
   const std::unique_ptr<grpc::Service> service_;
-  std::unique_ptr<prometheus::Exposer> exposer_;
+  std::unique_ptr<MetricsHttp> metrics_http_;
   std::unique_ptr<grpc::Server> server_;
   int port_ = 0;
   int metrics_port_ = 0;
