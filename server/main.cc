@@ -1,10 +1,11 @@
 // vitrine-server: see --help.
 
-#include <pthread.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <cstdio>
 #include <string>
 #include <thread>
@@ -35,18 +36,30 @@ void SetUpLog(const internal::LogConfig& config) {
   }
 }
 
-sigset_t StopSignals() {
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  return signals;
+// A handler and a pipe, not blocked signals and sigwait: libraries start
+// threads before main, and a signal that is blocked here would kill the
+// process through one of those.
+int g_signal_pipe[2] = {-1, -1};
+
+void OnSignal(int) {
+  const int saved = errno;
+  (void)!write(g_signal_pipe[1], "s", 1);
+  errno = saved;
+}
+
+bool CatchSignals() {
+  if (pipe2(g_signal_pipe, O_CLOEXEC) != 0) return false;
+  struct sigaction action = {};
+  action.sa_handler = &OnSignal;
+  action.sa_flags = SA_RESTART;
+  signal(SIGPIPE, SIG_IGN);
+  return sigaction(SIGTERM, &action, nullptr) == 0 &&
+         sigaction(SIGINT, &action, nullptr) == 0;
 }
 
 void WaitForSignal() {
-  const sigset_t signals = StopSignals();
-  int signal = 0;
-  while (sigwait(&signals, &signal) != 0) {
+  char byte;
+  while (read(g_signal_pipe[0], &byte, 1) != 1) {
   }
 }
 
@@ -69,10 +82,10 @@ int Main(int argc, char** argv) {
   // Its parser tells of strings that are not UTF-8; those are answered.
   google::protobuf::SetLogHandler(nullptr);
 
-  // Signals go to one thread, which every other thread inherits the mask for.
-  signal(SIGPIPE, SIG_IGN);
-  const sigset_t signals = StopSignals();
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  if (!CatchSignals()) {
+    std::perror("vitrine-server: signals");
+    return 1;
+  }
   std::atomic<bool> started{false};
   std::atomic<bool> asked{false};
   std::thread watcher([&] {
@@ -101,7 +114,8 @@ int Main(int argc, char** argv) {
   asked.wait(false);
   (*server)->Stop();
   server->reset();
-  // The watcher still waits; no destructor may pull its feet away.
+  // The watcher still waits, and uses what a return would destroy.
+  std::fflush(nullptr);
   _exit(0);
 }
 
