@@ -57,6 +57,7 @@ constexpr const char* kGenericClasses[] = {
 
 struct TokenizerConfig {
   WordPieceOptions wordpiece;
+  SentencePieceOptions sentencepiece;
   std::string tokenizer_class;
 };
 
@@ -94,6 +95,11 @@ absl::StatusOr<TokenizerConfig> ReadConfig(const std::string& folder) {
   RETURN_IF_ERROR(ReadBool(json, "strip_accents", &wordpiece.strip_accents));
   RETURN_IF_ERROR(
       ReadBool(json, "tokenize_chinese_chars", &wordpiece.split_cjk));
+  SentencePieceOptions& albert = config.sentencepiece;
+  RETURN_IF_ERROR(ReadBool(json, "do_lower_case", &albert.lower_case));
+  bool keep_accents = !albert.lower_case;
+  RETURN_IF_ERROR(ReadBool(json, "keep_accents", &keep_accents));
+  albert.strip_accents = !keep_accents;
   const auto at = json.find("tokenizer_class");
   if (at != json.end() && !at->is_null()) {
     if (!at->is_string()) return BadField("tokenizer_class", *at, "a string");
@@ -166,12 +172,14 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(
     if (!tokenizer.ok()) return Annotate(tokenizer.status(), path);
     return tokenizer;
   }
+  SentencePieceOptions options = config.sentencepiece;
+  // XLM-R's folders carry do_lower_case too, and nothing that made the models
+  // ever looked at it.
+  if (file->kind == Kind::kXlmRoberta) {
+    options = {.layout = SentencePieceLayout::kOffsetByOne};
+  }
   std::string error;
-  auto tokenizer = NewSentencePieceTokenizer(
-      content,
-      file->kind == Kind::kXlmRoberta ? SentencePieceLayout::kOffsetByOne
-                                      : SentencePieceLayout::kOwnIds,
-      &error);
+  auto tokenizer = NewSentencePieceTokenizer(content, options, &error);
   if (tokenizer == nullptr) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": ", error));
   }

@@ -26,10 +26,13 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> NewWordPieceTokenizer(
     absl::string_view vocab, const WordPieceOptions& options);
 
 // Looks for vocab.txt (WordPiece), else sentencepiece.bpe.model (XLM-R
-// layout), spiece.model or spm.model (ALBERT layout); tokenizer_config.json's
-// do_lower_case, strip_accents, tokenize_chinese_chars and tokenizer_class are
-// honoured where present. kNotFound when the folder holds none of them (the
-// names looked for are listed; a lone tokenizer.json is named as unsupported).
+// layout), spiece.model or spm.model (ALBERT layout). tokenizer_config.json is
+// honoured where present: for WordPiece do_lower_case, strip_accents and
+// tokenize_chinese_chars; for ALBERT do_lower_case and keep_accents (absent:
+// what the library does alone); tokenizer_class must be one that reads such
+// files as we do. kNotFound when the folder holds none of them (the names
+// looked for are listed; a lone tokenizer.json is named as unsupported);
+// kInvalidArgument names the file and the field or line.
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(
     const std::string& folder);
 

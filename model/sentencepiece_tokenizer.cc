@@ -21,6 +21,9 @@ constexpr size_t kFirstSlackBytes = 256;
 constexpr size_t kBytesPerToken = 1024;
 constexpr size_t kSlackBytes = 64 << 10;
 constexpr size_t kMaxTokens = size_t{1} << 24;
+// The last ids before a cut through a word may be other than in the whole
+// text: so many more than were asked for are wanted.
+constexpr size_t kSlackTokens = 32;
 
 // At most `max_bytes` of `text`, ending before a space where there is one in
 // the second half: pieces do not cross spaces, so the ids before such a cut
@@ -34,13 +37,33 @@ std::string_view CutAtSpace(std::string_view text, size_t max_bytes) {
   return Utf8Prefix(text, max_bytes);
 }
 
+std::string Fold(std::string_view text, const SentencePieceOptions& options) {
+  std::string out;
+  out.reserve(text.size());
+  for (size_t offset = 0; offset < text.size();) {
+    char32_t parts[kMaxDecomposition];
+    parts[0] = NextCodePoint(text, &offset);
+    const int n = options.strip_accents ? Decompose(parts[0], parts) : 1;
+    for (int i = 0; i < n; ++i) {
+      if (options.strip_accents && IsNonspacingMark(parts[i])) continue;
+      char32_t folded[2] = {parts[i], 0};
+      const int m = options.lower_case ? LowerCase(parts[i], folded) : 1;
+      for (int j = 0; j < m; ++j) {
+        char bytes[4];
+        out.append(bytes, EncodeUtf8(folded[j], bytes));
+      }
+    }
+  }
+  return out;
+}
+
 class SentencePieceTokenizer : public Tokenizer {
  public:
   SentencePieceTokenizer(
       std::unique_ptr<sentencepiece::SentencePieceProcessor> processor,
-      SentencePieceLayout layout, const SpecialTokens& special)
+      const SentencePieceOptions& options, const SpecialTokens& special)
       : processor_(std::move(processor)),
-        layout_(layout),
+        options_(options),
         special_(special),
         pieces_(processor_->GetPieceSize()) {}
 
@@ -53,11 +76,13 @@ class SentencePieceTokenizer : public Tokenizer {
       const std::string_view prefix = CutAtSpace(text, bytes);
       const bool cut = prefix.size() < text.size();
       out.ids.clear();
-      // Fails for a model without pieces only; Create has looked.
-      if (!processor_->Encode(prefix, &out.ids).ok()) out.ids.clear();
-      // The last ids before a cut through a word may be other than in the
-      // whole text: a few more than were asked for are wanted.
-      if (!cut || out.ids.size() >= max_tokens + kFirstSlackBytes / 8 ||
+      // An error would be that no model is loaded.
+      const auto status =
+          options_.lower_case || options_.strip_accents
+              ? processor_->Encode(Fold(prefix, options_), &out.ids)
+              : processor_->Encode(prefix, &out.ids);
+      if (!status.ok()) out.ids.clear();
+      if (!cut || out.ids.size() >= max_tokens + kSlackTokens ||
           bytes >= last) {
         out.truncated = cut || out.ids.size() > max_tokens;
         break;
@@ -65,7 +90,7 @@ class SentencePieceTokenizer : public Tokenizer {
       bytes = std::min(bytes * 4, last);
     }
     if (out.ids.size() > max_tokens) out.ids.resize(max_tokens);
-    if (layout_ == SentencePieceLayout::kOffsetByOne) {
+    if (options_.layout == SentencePieceLayout::kOffsetByOne) {
       for (int32_t& id : out.ids) id = id == 0 ? special_.unk : id + 1;
     }
     return out;
@@ -74,14 +99,15 @@ class SentencePieceTokenizer : public Tokenizer {
   const SpecialTokens& special() const override { return special_; }
 
   int32_t vocab_size() const override {
-    return layout_ == SentencePieceLayout::kOwnIds ? pieces_ : pieces_ + 2;
+    return options_.layout == SentencePieceLayout::kOwnIds ? pieces_
+                                                           : pieces_ + 2;
   }
 
   std::string_view kind() const override { return "sentencepiece"; }
 
   std::string Piece(int32_t id) const override {
     if (id < 0 || id >= vocab_size()) return "";
-    if (layout_ == SentencePieceLayout::kOffsetByOne) {
+    if (options_.layout == SentencePieceLayout::kOffsetByOne) {
       if (id == special_.cls) return "<s>";
       if (id == special_.pad) return "<pad>";
       if (id == special_.sep) return "</s>";
@@ -94,16 +120,16 @@ class SentencePieceTokenizer : public Tokenizer {
 
  private:
   const std::unique_ptr<sentencepiece::SentencePieceProcessor> processor_;
-  const SentencePieceLayout layout_;
+  const SentencePieceOptions options_;
   const SpecialTokens special_;
   const int32_t pieces_;  // of the SentencePiece model itself
 };
 
 }  // namespace
 
-std::unique_ptr<Tokenizer> NewSentencePieceTokenizer(std::string_view model,
-                                                     SentencePieceLayout layout,
-                                                     std::string* error) {
+std::unique_ptr<Tokenizer> NewSentencePieceTokenizer(
+    std::string_view model, const SentencePieceOptions& options,
+    std::string* error) {
   auto processor = std::make_unique<sentencepiece::SentencePieceProcessor>();
   const auto status = processor->LoadFromSerializedProto(model);
   if (!status.ok()) {
@@ -112,7 +138,7 @@ std::unique_ptr<Tokenizer> NewSentencePieceTokenizer(std::string_view model,
   }
   const int pieces = processor->GetPieceSize();
   SpecialTokens special;
-  if (layout == SentencePieceLayout::kOffsetByOne) {
+  if (options.layout == SentencePieceLayout::kOffsetByOne) {
     const char* const first[] = {"<unk>", "<s>", "</s>"};
     for (int i = 0; i < 3; ++i) {
       if (i >= pieces || processor->IdToPiece(i) != first[i]) {
@@ -147,7 +173,7 @@ std::unique_ptr<Tokenizer> NewSentencePieceTokenizer(std::string_view model,
     }
     if (!find("[MASK]", &special.mask)) special.mask = special.unk;
   }
-  return std::make_unique<SentencePieceTokenizer>(std::move(processor), layout,
+  return std::make_unique<SentencePieceTokenizer>(std::move(processor), options,
                                                   special);
 }
 

@@ -17,10 +17,17 @@ enum class SentencePieceLayout {
                  // last; <s> a </s></s> b </s>
 };
 
+struct SentencePieceOptions {
+  SentencePieceLayout layout = SentencePieceLayout::kOwnIds;
+  // What ALBERT's tokenizer does before the library sees the text.
+  bool lower_case = false;
+  bool strip_accents = false;
+};
+
 // `model` is the serialized SentencePiece model. Null, and `error` says why,
 // when it is not one or lacks the layout's special pieces.
-std::unique_ptr<Tokenizer> NewSentencePieceTokenizer(std::string_view model,
-                                                     SentencePieceLayout layout,
-                                                     std::string* error);
+std::unique_ptr<Tokenizer> NewSentencePieceTokenizer(
+    std::string_view model, const SentencePieceOptions& options,
+    std::string* error);
 
 }  // namespace vitrine

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "base/status_macros.h"
 #include "model/load_tokenizer.h"
 #include "model/unicode.h"
@@ -371,6 +372,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> NewWordPieceTokenizer(
     return absl::InvalidArgumentError(absl::StrCat(
         "vocabulary: ", vocab.size(), " bytes > ", kMaxVocabBytes));
   }
+  absl::ConsumePrefix(&vocab, "\xEF\xBB\xBF");  // a byte order mark
   std::vector<std::string> pieces;
   PieceTrie trie(vocab.size());
   while (!vocab.empty()) {
@@ -407,8 +409,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> NewWordPieceTokenizer(
   for (const auto& [piece, id] : required) {
     *id = find(piece);
     if (*id < 0) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "vocabulary of ", pieces.size(), " lines: no line is ", piece));
+      return absl::InvalidArgumentError(
+          absl::StrCat("vocabulary: no line is ", piece));
     }
   }
   special.mask = find("[MASK]");

@@ -73,7 +73,8 @@ int ExpectSentencePieceGolden(const std::string& model,
   const auto bytes = ReadFile(DataPath(model));
   EXPECT_TRUE(bytes.ok()) << bytes.status();
   std::string error;
-  const auto tokenizer = NewSentencePieceTokenizer(*bytes, layout, &error);
+  const auto tokenizer =
+      NewSentencePieceTokenizer(*bytes, {.layout = layout}, &error);
   if (tokenizer == nullptr) {
     ADD_FAILURE() << error;
     return 0;
