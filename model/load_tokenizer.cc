@@ -63,10 +63,13 @@ struct TokenizerConfig {
 
 absl::Status BadField(absl::string_view field, const nlohmann::json& value,
                       absl::string_view want) {
-  return absl::InvalidArgumentError(absl::StrCat(
-      kConfigFile, ": ", field, ": ",
-      value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace),
-      " is not ", want));
+  // dump() recurses: a list may be nested deeper than the stack.
+  const std::string shown =
+      value.is_structured()
+          ? value.type_name()
+          : value.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
+  return absl::InvalidArgumentError(
+      absl::StrCat(field, ": ", shown.substr(0, 64), " is not ", want));
 }
 
 // Leaves `*out` alone where the field is absent or null.
@@ -79,16 +82,12 @@ absl::Status ReadBool(const nlohmann::json& json, const char* field,
   return absl::OkStatus();
 }
 
-absl::StatusOr<TokenizerConfig> ReadConfig(const std::string& folder) {
-  TokenizerConfig config;
-  const std::string path = JoinPath(folder, kConfigFile);
-  if (!PathExists(path)) return config;
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxConfigBytes));
+absl::StatusOr<TokenizerConfig> ParseConfig(const std::string& text) {
   const auto json = nlohmann::json::parse(text, nullptr, false);
   if (!json.is_object()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": not a JSON object"));
+    return absl::InvalidArgumentError("not a JSON object");
   }
+  TokenizerConfig config;
   WordPieceOptions& wordpiece = config.wordpiece;
   RETURN_IF_ERROR(ReadBool(json, "do_lower_case", &wordpiece.lower_case));
   wordpiece.strip_accents = wordpiece.lower_case;
@@ -124,13 +123,24 @@ absl::Status CheckClass(const std::string& tokenizer_class,
       continue;
     }
     if (known.kind == file.kind) return absl::OkStatus();
-    return absl::InvalidArgumentError(
-        absl::StrCat(kConfigFile, ": tokenizer_class: ", tokenizer_class,
-                     " does not read ", file.name));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "tokenizer_class: ", tokenizer_class, " does not read ", file.name));
   }
   return absl::InvalidArgumentError(absl::StrCat(
-      kConfigFile, ": tokenizer_class: ", tokenizer_class,
+      "tokenizer_class: ", tokenizer_class,
       " is not supported; these are: ", absl::StrJoin(supported, ", ")));
+}
+
+// What the folder's tokenizer_config.json says; the defaults without one.
+absl::StatusOr<TokenizerConfig> ReadConfig(const std::string& folder,
+                                           const KnownFile& file) {
+  const std::string path = JoinPath(folder, kConfigFile);
+  if (!PathExists(path)) return TokenizerConfig();
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxConfigBytes));
+  auto config = ParseConfig(text);
+  if (!config.ok()) return Annotate(config.status(), path);
+  RETURN_IF_ERROR(Annotate(CheckClass(config->tokenizer_class, file), path));
+  return config;
 }
 
 const KnownFile* FindKnownFile(const std::string& folder) {
@@ -163,8 +173,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(
     const std::string& folder) {
   const KnownFile* file = FindKnownFile(folder);
   if (file == nullptr) return NothingFound(folder);
-  ASSIGN_OR_RETURN(const TokenizerConfig config, ReadConfig(folder));
-  RETURN_IF_ERROR(Annotate(CheckClass(config.tokenizer_class, *file), folder));
+  ASSIGN_OR_RETURN(const TokenizerConfig config, ReadConfig(folder, *file));
   const std::string path = JoinPath(folder, file->name);
   ASSIGN_OR_RETURN(const std::string content, ReadFile(path, kMaxModelBytes));
   if (file->kind == Kind::kWordPiece) {

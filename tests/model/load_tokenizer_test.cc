@@ -157,6 +157,11 @@ TEST_F(LoadTokenizerTest, NamesTheFieldOfABadConfig) {
   Write("tokenizer_config.json", R"({"tokenizer_class": 7})");
   EXPECT_THAT(Error(absl::StatusCode::kInvalidArgument),
               HasSubstr("tokenizer_class: 7 is not a string"));
+  const std::string deep(1 << 20, '[');
+  Write("tokenizer_config.json",
+        "{\"do_lower_case\": " + deep + std::string(deep.size(), ']') + "}");
+  EXPECT_THAT(Error(absl::StatusCode::kInvalidArgument),
+              HasSubstr("do_lower_case: array is not true or false"));
   for (const std::string text : {"", "[]", "{\"do_lower_case\":", "\xFF"}) {
     Write("tokenizer_config.json", text);
     EXPECT_THAT(Error(absl::StatusCode::kInvalidArgument),
