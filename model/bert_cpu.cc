@@ -4,6 +4,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <c10/core/InferenceMode.h>
 
 #include <algorithm>
 #include <cmath>
@@ -32,9 +33,42 @@ T* Data(const at::Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
+// product(begin, end) for parts of [0, n): all at once for bf16, where oneDNN
+// uses OpenMP itself. The BLAS of fp32 has threads of its own at best, which
+// OpenMP's, still spinning from the last pass, then contend with: the engine
+// sets it to one and the parts are shared out here.
+template <typename T, typename F>
+void Share(int64_t n, int64_t grain, F product) {
+  if (kType<T> != at::kFloat || at::get_num_threads() == 1) {
+    product(0, n);
+    return;
+  }
+  at::parallel_for(0, n, grain, [&product](int64_t begin, int64_t end) {
+    const c10::InferenceMode inference;  // a thread's own
+    product(begin, end);
+  });
+}
+
 // out (rows, to) = x (rows, from) times the transposed weight (to, from).
-void Product(const at::Tensor& x, const at::Tensor& weight, at::Tensor& out) {
-  at::mm_out(out, x, weight.t());
+template <typename T>
+void Product(const at::Tensor& x, const at::Tensor& weight,
+             const at::Tensor& out) {
+  Share<T>(x.size(0), 32, [&](int64_t begin, int64_t end) {
+    at::Tensor part = out.narrow(0, begin, end - begin);
+    at::mm_out(part, x.narrow(0, begin, end - begin), weight.t());
+  });
+}
+
+// (n, i, j) times (n, j, k).
+template <typename T>
+at::Tensor BatchedProduct(const at::Tensor& a, const at::Tensor& b) {
+  at::Tensor out = at::empty({a.size(0), a.size(1), b.size(2)}, a.options());
+  Share<T>(a.size(0), 4, [&](int64_t begin, int64_t end) {
+    at::Tensor part = out.narrow(0, begin, end - begin);
+    at::bmm_out(part, a.narrow(0, begin, end - begin),
+                b.narrow(0, begin, end - begin));
+  });
+  return out;
 }
 
 Activation ToActivation(const std::string& name) {
@@ -78,7 +112,7 @@ void Attend(const at::Tensor& qkv, const at::Tensor& bias, const Scope& scope,
       }
     });
     // (n * heads, length, length)
-    const at::Tensor weights = at::bmm(query, key.transpose(1, 2));
+    const at::Tensor weights = BatchedProduct<T>(query, key.transpose(1, 2));
     const int64_t rows = scope.heads * shape.length;
     at::parallel_for(
         0, n, RowGrain(rows * shape.length), [&](int64_t begin, int64_t end) {
@@ -87,7 +121,7 @@ void Attend(const at::Tensor& qkv, const at::Tensor& bias, const Scope& scope,
                         Data<T>(weights) + i * rows * shape.length);
           }
         });
-    const at::Tensor context = at::bmm(weights, value);
+    const at::Tensor context = BatchedProduct<T>(weights, value);
     at::parallel_for(0, n, RowGrain(one), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t first = scope.offsets[bucket.sequences[i]];
@@ -152,18 +186,18 @@ at::Tensor Bert::ForwardOnCpu(const PackedInput& input) const {
   at::Tensor middle = at::empty({tokens, inner}, x_in.options());
   at::Tensor y = at::empty({tokens, hidden}, x_in.options());
   for (const Layer& layer : layers_) {
-    Product(x_in, layer.query_key_value.weight, qkv);
+    Product<T>(x_in, layer.query_key_value.weight, qkv);
     Attend<T>(qkv, layer.query_key_value.bias, scope, context);
-    Product(context, layer.attention_output.weight, y);
+    Product<T>(context, layer.attention_output.weight, y);
     add_and_normalize(y, layer.attention_output.bias, layer.attention_norm);
-    Product(x_in, layer.intermediate.weight, middle);
+    Product<T>(x_in, layer.intermediate.weight, middle);
     at::parallel_for(
         0, tokens, RowGrain(inner), [&](int64_t begin, int64_t end) {
           AddBiasAndActivate(activation, Data<float>(layer.intermediate.bias),
                              end - begin, inner,
                              Data<T>(middle) + begin * inner);
         });
-    Product(middle, layer.output.weight, y);
+    Product<T>(middle, layer.output.weight, y);
     add_and_normalize(y, layer.output.bias, layer.output_norm);
   }
   return x;

@@ -195,30 +195,45 @@ VITRINE_INLINE void MergeHeadsImpl(const T* context, int64_t tokens,
   }
 }
 
+// 16 floats for GCC's vector arithmetic: rows of attention are short, and what
+// the loops above leave to scalar remainders and reductions would take most of
+// the time.
+constexpr int64_t kLanes = 16;
+using Lanes = float __attribute__((vector_size(kLanes * sizeof(float))));
+
 template <typename T>
 VITRINE_INLINE void SoftmaxRowsImpl(int64_t rows, int64_t length,
                                     int64_t tokens, T* x) {
-  // Whole vectors, so that the exponential has no scalar remainder: rows are
-  // short and it would take most of the time.
-  constexpr int64_t kVector = 16;
-  const int64_t padded = (tokens + kVector - 1) / kVector * kVector;
-  std::vector<float> buffer(padded, -INFINITY);
+  const int64_t vectors = (tokens + kLanes - 1) / kLanes;
+  // Behind the tokens stays minus infinity, or what Exp makes of it: 1e-38.
+  std::vector<float> buffer(vectors * kLanes);
   float* const row = buffer.data();
   for (int64_t r = 0; r < rows; ++r, x += length) {
-    float most = -INFINITY;
-#pragma omp simd reduction(max : most)
-    for (int64_t i = 0; i < tokens; ++i) {
-      row[i] = Load(x[i]);
-      most = std::max(most, row[i]);
-    }
-    for (int64_t v = 0; v < padded; v += kVector) {
+    for (int64_t i = tokens; i < vectors * kLanes; ++i) row[i] = -INFINITY;
 #pragma omp simd
-      for (int64_t i = v; i < v + kVector; ++i) row[i] = Exp(row[i] - most);
+    for (int64_t i = 0; i < tokens; ++i) row[i] = Load(x[i]);
+
+    Lanes lanes;
+    memcpy(&lanes, row, sizeof(lanes));
+    for (int64_t v = 1; v < vectors; ++v) {
+      Lanes next;
+      memcpy(&next, row + v * kLanes, sizeof(next));
+      lanes = lanes > next ? lanes : next;
     }
-    for (int64_t i = tokens; i < padded; ++i) row[i] = 0;
+    float most = lanes[0];
+    for (int i = 1; i < kLanes; ++i) most = std::max(most, lanes[i]);
+
+    lanes = Lanes{};
+    for (int64_t v = 0; v < vectors; ++v) {
+      float* const at = row + v * kLanes;
+#pragma omp simd
+      for (int64_t i = 0; i < kLanes; ++i) at[i] = Exp(at[i] - most);
+      Lanes next;
+      memcpy(&next, at, sizeof(next));
+      lanes += next;
+    }
     float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < padded; ++i) sum += row[i];
+    for (int i = 0; i < kLanes; ++i) sum += lanes[i];
     const float scale = 1.0f / sum;
 #pragma omp simd
     for (int64_t i = 0; i < tokens; ++i) Store(row[i] * scale, &x[i]);

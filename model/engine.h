@@ -18,8 +18,8 @@ namespace vitrine {
 struct EngineOptions {
   internal::Device device = internal::DEVICE_AUTO;
   internal::Dtype dtype = internal::DTYPE_AUTO;
-  // Threads inside one product; 0: as LibTorch finds it. LibTorch has one such
-  // number per process: the engine made last sets it for all.
+  // Threads inside one batch; 0: as LibTorch finds it. LibTorch and the BLAS
+  // have one such number per process: the engine made last sets it for all.
   int inner_threads = 0;
 };
 

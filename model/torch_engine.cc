@@ -70,13 +70,15 @@ void WarnOfSlowBlas() {
   });
 }
 
+// 0: as they are.
 void SetInnerThreads(int threads) {
-  at::set_num_threads(threads);
-  // OpenBLAS has threads of its own, where it is the BLAS.
+  if (threads > 0) at::set_num_threads(threads);
+  // OpenBLAS has threads of its own, where it is the BLAS: see Share in
+  // bert_cpu.cc.
   using SetThreads = void (*)(int);
   if (const auto set = reinterpret_cast<SetThreads>(
           dlsym(RTLD_DEFAULT, "openblas_set_num_threads"))) {
-    set(threads);
+    set(1);
   }
 }
 
@@ -269,8 +271,10 @@ absl::StatusOr<std::unique_ptr<Engine>> NewTorchEngine(
     ASSIGN_OR_RETURN(const at::Device device, ChooseDevice(options.device));
     ASSIGN_OR_RETURN(const at::ScalarType dtype,
                      ChooseDtype(options.dtype, device));
-    if (device.is_cpu()) WarnOfSlowBlas();
-    if (options.inner_threads > 0) SetInnerThreads(options.inner_threads);
+    if (device.is_cpu()) {
+      WarnOfSlowBlas();
+      SetInnerThreads(options.inner_threads);
+    }
 
     // Weights born under InferenceMode carry no autograd state.
     const c10::InferenceMode inference;

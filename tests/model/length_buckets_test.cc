@@ -1,0 +1,55 @@
+#include "model/length_buckets.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <set>
+
+namespace vitrine {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
+
+std::vector<int32_t> Offsets(const std::vector<int>& lengths) {
+  std::vector<int32_t> offsets = {0};
+  for (const int length : lengths) offsets.push_back(offsets.back() + length);
+  return offsets;
+}
+
+TEST(LengthBuckets, PutsLikeLengthsTogether) {
+  const std::vector<LengthBucket> buckets =
+      GroupByLength(Offsets({100, 10, 512, 11, 119, 10}), 1.2, 4);
+  ASSERT_EQ(buckets.size(), 3);
+  EXPECT_THAT(buckets[0].sequences, ElementsAre(1, 5, 3));
+  EXPECT_EQ(buckets[0].shortest, 10);
+  EXPECT_EQ(buckets[0].longest, 11);
+  EXPECT_THAT(buckets[1].sequences, ElementsAre(0, 4));
+  EXPECT_THAT(buckets[2].sequences, ElementsAre(2));
+}
+
+TEST(LengthBuckets, HoldsEverySequenceOnceWithinItsLimits) {
+  std::vector<int> lengths;
+  for (int i = 0; i < 300; ++i) lengths.push_back(i * 7919 % 512 + 1);
+  std::set<int> seen;
+  int last = 0;
+  for (const LengthBucket& bucket : GroupByLength(Offsets(lengths), 1.2, 4)) {
+    EXPECT_GT(bucket.shortest, last);
+    EXPECT_LE(bucket.longest,
+              std::max<int>(bucket.shortest + 4, bucket.shortest * 1.2));
+    for (const int s : bucket.sequences) {
+      EXPECT_TRUE(seen.insert(s).second);
+      EXPECT_GE(lengths[s], bucket.shortest);
+      EXPECT_LE(lengths[s], bucket.longest);
+    }
+    last = bucket.longest;
+  }
+  EXPECT_EQ(seen.size(), lengths.size());
+}
+
+TEST(LengthBuckets, OfNothingAreNone) {
+  EXPECT_THAT(GroupByLength({0}), IsEmpty());
+}
+
+}  // namespace
+}  // namespace vitrine
