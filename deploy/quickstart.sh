@@ -89,7 +89,7 @@ recipe=(
   --task recommendation --data "$shop/users.jsonl"
   --task interest --data "$shop/interest.jsonl"
   --task classification --head category --data "$shop/categories.jsonl"
-  --pooling mean --learning-rate 1e-3 --epochs 10 --seed 1
+  --pooling mean --learning-rate 1e-3 --epochs 10 --seed 1 --threads 1
 )
 encoder=(--layers 2 --hidden 128 --heads 2 --seed 1)
 
