@@ -1,9 +1,13 @@
-# vitrine_test(<directory name> SOURCES ... LIBS ... [TIMEOUT seconds])
+# vitrine_test(<directory name> SOURCES ... LIBS ... [TIMEOUT seconds]
+#              [TSAN_FILTER <--gtest_filter> | TSAN_ALL])
 #
 # One test binary per directory, <name>_tests, registered with ctest test by
-# test, so that its summary says what ran.
+# test, so that its summary says what ran. Under ThreadSanitizer only what
+# TSAN_FILTER names is run (TSAN_ALL: everything), nothing without either:
+# libraries that are not instrumented make it report races that are none.
 function(vitrine_test name)
-  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;LIBS" ${ARGN})
+  cmake_parse_arguments(ARG "TSAN_ALL" "TIMEOUT;TSAN_FILTER"
+                        "SOURCES;LIBS" ${ARGN})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 300)
   endif()
@@ -15,7 +19,17 @@ function(vitrine_test name)
     PRIVATE VITRINE_TEST_DATA="${CMAKE_SOURCE_DIR}/tests/data"
             VITRINE_SOURCE_DIR="${CMAKE_SOURCE_DIR}"
             VITRINE_BIN_DIR="${CMAKE_BINARY_DIR}/bin")
-  if(VITRINE_SANITIZE)
+  if(VITRINE_SANITIZE STREQUAL "thread")
+    if(NOT ARG_TSAN_FILTER AND NOT ARG_TSAN_ALL)
+      return()
+    endif()
+    if(ARG_TSAN_FILTER)
+      set(filter "--gtest_filter=${ARG_TSAN_FILTER}")
+    endif()
+    add_test(NAME ${name} COMMAND ${name}_tests ${filter})
+    math(EXPR timeout "${ARG_TIMEOUT} * 6")
+    set_tests_properties(${name} PROPERTIES TIMEOUT ${timeout} LABELS ${name})
+  elseif(VITRINE_SANITIZE)
     # A process per test is slow under a sanitizer: one per binary.
     add_test(NAME ${name} COMMAND ${name}_tests)
     math(EXPR timeout "${ARG_TIMEOUT} * 6")

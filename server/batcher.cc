@@ -22,9 +22,6 @@ constexpr absl::Duration kUnknownRetryDelay = absl::Milliseconds(200);
 constexpr absl::Duration kMinRetryDelay = absl::Milliseconds(10);
 constexpr absl::Duration kMaxRetryDelay = absl::Seconds(30);
 
-// Smaller shares would only mean more rounds.
-constexpr int64_t kMinShare = 16;
-
 // How much the newest batch counts in the measured rate.
 constexpr double kRateWeight = 0.1;
 
@@ -242,7 +239,7 @@ Batcher::Plan Batcher::FormBatch(absl::Time now) {
     if (waiting->call.engine.get() == engine) ++contenders;
   }
   const int budget = queue_.front()->budget;
-  const int64_t share = std::max<int64_t>(kMinShare, budget / contenders);
+  const int64_t share = std::max<int64_t>(1, budget / contenders);
   const uint64_t number = ++plans_;
   int64_t room = budget;
   int anchor = 0;  // the length to stay near; 0: not known yet
@@ -252,6 +249,8 @@ Batcher::Plan Batcher::FormBatch(absl::Time now) {
   bool any_fits = true;
   while (any_fits && room > 0) {
     any_fits = false;
+    int64_t best_deficit = -budget;
+    const size_t parts_before = plan.parts.size();
     const size_t round = queue_.size();
     auto it = queue_.begin();
     for (size_t i = 0; i < round && room > 0; ++i) {
@@ -266,7 +265,10 @@ Batcher::Plan Batcher::FormBatch(absl::Time now) {
       const size_t before = plan.parts.size();
       any_fits |=
           TakeShare(*waiting, waiting->call_in_plan, &room, &anchor, &plan);
-      if (plan.parts.size() == before) continue;
+      if (plan.parts.size() == before) {
+        best_deficit = std::max(best_deficit, waiting->deficit);
+        continue;
+      }
       if (waiting->last_plan != number) {
         waiting->last_plan = number;
         plan.calls.push_back(waiting);
@@ -276,6 +278,15 @@ Batcher::Plan Batcher::FormBatch(absl::Time now) {
         queue_.erase(current);
       } else {
         queue_.splice(queue_.end(), queue_, current);
+      }
+    }
+    if (plan.parts.size() > parts_before || best_deficit >= 0) continue;
+    // All are paying back what they overdrew: as many rounds at once as pass
+    // until the first of them has done so.
+    const int64_t rounds = -best_deficit / share;
+    for (const WaitingPtr& waiting : queue_) {
+      if (waiting->call.engine.get() == engine) {
+        waiting->deficit += rounds * share;
       }
     }
   }

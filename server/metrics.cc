@@ -138,7 +138,7 @@ Metrics::Metrics()
       load_failures_(Counters(*registry_, "vitrine_model_load_failures_total",
                               "Versions that could not be loaded.")),
       calls_in_flight_(Gauges(*registry_, "vitrine_calls_in_flight",
-                              "Calls that were admitted and not answered yet.")
+                              "Calls that have arrived and are not answered yet.")
                            .Add({})),
       cache_hits_(Counters(*registry_, "vitrine_item_vector_cache_hits_total",
                            "Item vectors found in the cache.")
@@ -154,7 +154,7 @@ Metrics::Metrics()
                                        "Calls answered, by gRPC code.");
   Family<Counter>& items =
       Counters(*registry_, "vitrine_items_total",
-               "Items, texts and histories in calls that reached a model.");
+               "Items, texts or histories in calls that reached a model.");
   Family<Counter>& item_errors =
       Counters(*registry_, "vitrine_item_errors_total",
                "Items and texts answered with an error of their own.");

@@ -1,0 +1,254 @@
+#include "server/config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "base/file.h"
+#include "base/textproto.h"
+#include "server/flags.h"
+#include "tests/testing/temp_folder.h"
+
+namespace vitrine {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+class ConfigTest : public ::testing::Test {
+ protected:
+  internal::ServerConfig Parse(absl::string_view text) {
+    internal::ServerConfig config;
+    const absl::Status status = ParseTextProto(text, "test", &config);
+    EXPECT_TRUE(status.ok()) << status;
+    if (config.registry().empty()) config.set_registry(folder_.path());
+    return config;
+  }
+
+  // The errors of a configuration, one a line.
+  std::vector<std::string> Errors(absl::string_view text) {
+    internal::ServerConfig config = Parse(text);
+    const absl::Status status = ResolveServerConfig(&config);
+    if (status.ok()) return {};
+    return absl::StrSplit(status.message(), '\n');
+  }
+
+  CommandLine Command(const std::vector<std::string>& args) {
+    std::vector<const char*> argv = {"vitrine-server"};
+    for (const std::string& arg : args) argv.push_back(arg.c_str());
+    return ParseCommandLine(static_cast<int>(argv.size()), argv.data());
+  }
+
+  TempFolder folder_;
+};
+
+TEST_F(ConfigTest, FillsInTheDefaults) {
+  internal::ServerConfig config = Parse("");
+  ASSERT_EQ(ResolveServerConfig(&config), absl::OkStatus());
+  EXPECT_EQ(config.listen(), "127.0.0.1:8500");
+  EXPECT_EQ(config.metrics_listen(), "127.0.0.1:9500");
+  EXPECT_EQ(config.engine().batch_threads(), 1);
+  EXPECT_EQ(config.engine().inner_threads(), AvailableCores());
+  EXPECT_EQ(config.pool_threads(), AvailableCores());
+  EXPECT_EQ(config.batcher().max_batch_tokens(), 0);
+  EXPECT_EQ(config.batcher().max_queue_tokens(), 262144);
+  EXPECT_EQ(config.limits().max_items(), 1000);
+  EXPECT_EQ(config.limits().max_texts(), 1000);
+  EXPECT_EQ(config.limits().max_history(), 200);
+  EXPECT_EQ(config.limits().max_field_bytes(), 65536);
+  EXPECT_EQ(config.limits().max_attributes(), 64);
+  EXPECT_EQ(config.limits().max_message_bytes(), 16 << 20);
+  EXPECT_EQ(config.limits().max_concurrent_calls(), 1024);
+  EXPECT_EQ(config.limits().default_deadline().seconds(), 30);
+  EXPECT_EQ(config.cache().item_vector_bytes(), 64 << 20);
+  EXPECT_EQ(config.drain_timeout().seconds(), 20);
+  EXPECT_EQ(config.poll_interval().seconds(), 2);
+  EXPECT_EQ(config.personalization_weight(), 0.5f);
+}
+
+TEST_F(ConfigTest, KeepsWhatIsSet) {
+  internal::ServerConfig config = Parse(
+      "models { name: 'a' } models { name: 'b' version: 3 } "
+      "listen: '[::1]:0' metrics_listen: 'off' engine { inner_threads: 7 } "
+      "limits { max_items: 5 } cache { item_vector_bytes: -1 } "
+      "poll_interval { seconds: -1 } personalization_weight: 0");
+  ASSERT_EQ(ResolveServerConfig(&config), absl::OkStatus());
+  EXPECT_EQ(config.default_model(), "a");
+  EXPECT_EQ(config.engine().inner_threads(), 7);
+  EXPECT_EQ(config.limits().max_items(), 5);
+  EXPECT_EQ(config.cache().item_vector_bytes(), -1);
+  EXPECT_EQ(config.poll_interval().seconds(), -1);
+  EXPECT_EQ(config.personalization_weight(), 0);
+}
+
+TEST_F(ConfigTest, NamesTheFieldAndItsValue) {
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {"registry: '/no/such'", "registry: \"/no/such\" is not a folder"},
+      {"models { name: 'A/..' }", "models[0].name: "},
+      {"models { name: 'a' } models { name: 'a' }",
+       "models[1].name: \"a\" is there twice"},
+      {"models { name: 'a' version: -1 }", "models[0].version: -1 is negative"},
+      {"models { name: 'a' } default_model: 'b'",
+       "default_model: \"b\" is not one of models"},
+      {"listen: 'here'", "listen: \"here\" is not host:port"},
+      {"metrics_listen: 'x:65536'",
+       "metrics_listen: \"x:65536\" is not host:port"},
+      {"listen: 'a:9' metrics_listen: 'a:9'",
+       "metrics_listen: \"a:9\" is the address of listen too"},
+      {"tls { certificate_file: '/no/cert' key_file: '/no/key' }",
+       "tls.certificate_file: \"/no/cert\" is not a readable file"},
+      {"tls { key_file: '/no/key' }", "tls.certificate_file: is required"},
+      {"tls {}", "tls.key_file: is required with tls"},
+      {"tls { client_ca_file: '/no/ca' }",
+       "tls.client_ca_file: \"/no/ca\" is not a readable file"},
+      {"port_file: '/no/such/ports'", "port_file: \"/no/such\" is no folder"},
+      {"engine { device: 9 }", "engine.device: 9 is unknown"},
+      {"engine { dtype: 9 }", "engine.dtype: 9 is unknown"},
+      {"engine { device: DEVICE_CPU dtype: DTYPE_FP16 }",
+       "engine.dtype: DTYPE_FP16 needs CUDA"},
+      {"engine { batch_threads: -1 }",
+       "engine.batch_threads: -1 is not in [1, 1024]"},
+      {"engine { inner_threads: 5000 }",
+       "engine.inner_threads: 5000 is not in [1, 1024]"},
+      {"pool_threads: -2", "pool_threads: -2 is not in [1, 1024]"},
+      {"batcher { max_batch_tokens: -1 }",
+       "batcher.max_batch_tokens: -1 is negative"},
+      {"batcher { max_queue_tokens: -1 }",
+       "batcher.max_queue_tokens: -1 is not in"},
+      {"batcher { max_batch_tokens: 20 max_queue_tokens: 10 }",
+       "batcher.max_batch_tokens: 20 > batcher.max_queue_tokens, 10"},
+      {"limits { max_items: -1 }", "limits.max_items: -1 is not in"},
+      {"limits { max_texts: -1 }", "limits.max_texts: -1 is not in"},
+      {"limits { max_history: -1 }", "limits.max_history: -1 is not in"},
+      {"limits { max_field_bytes: -1 }",
+       "limits.max_field_bytes: -1 is not in"},
+      {"limits { max_attributes: -1 }", "limits.max_attributes: -1 is not in"},
+      {"limits { max_message_bytes: -1 }",
+       "limits.max_message_bytes: -1 is not in"},
+      {"limits { max_concurrent_calls: -1 }",
+       "limits.max_concurrent_calls: -1 is not in"},
+      {"limits { default_deadline { seconds: -5 } }",
+       "limits.default_deadline: -5s is negative"},
+      {"drain_timeout { seconds: 100000 }", "drain_timeout: 27h46m40s > 24h"},
+      {"drain_timeout { nanos: 1000000000 }",
+       "drain_timeout: seconds: 0 nanos: 1000000000 is not a duration"},
+      {"cache { item_vector_bytes: -2 }",
+       "cache.item_vector_bytes: -2 is not in"},
+      {"encoding { max_tokens: -1 }", "encoding.max_tokens: -1 is negative"},
+      {"encoding { max_query_tokens: -1 }",
+       "encoding.max_query_tokens: -1 is negative"},
+      {"encoding { max_history_item_tokens: -1 }",
+       "encoding.max_history_item_tokens: -1 is negative"},
+      {"log { level: 9 }", "log.level: 9 is unknown"},
+      {"log { format: 9 }", "log.format: 9 is unknown"},
+      {"personalization_weight: 1.5",
+       "personalization_weight: 1.5 is not in [0, 1]"},
+      {"personalization_weight: nan",
+       "personalization_weight: nan is not in [0, 1]"},
+  };
+  for (const auto& [text, error] : cases) {
+    EXPECT_THAT(Errors(text), ::testing::Contains(StartsWith(error))) << text;
+  }
+}
+
+TEST_F(ConfigTest, ListsEveryErrorAtOnce) {
+  EXPECT_EQ(Errors("listen: 'x' pool_threads: -1 limits { max_items: -1 } "
+                   "personalization_weight: 2 encoding { max_tokens: -3 }")
+                .size(),
+            5);
+}
+
+TEST_F(ConfigTest, NeedsARegistry) {
+  internal::ServerConfig config;
+  EXPECT_THAT(std::string(ResolveServerConfig(&config).message()),
+              HasSubstr("registry: is required"));
+}
+
+TEST_F(ConfigTest, ReadsHostsAndPorts) {
+  EXPECT_EQ(ParseHostPort("localhost:80")->port, 80);
+  EXPECT_EQ(ParseHostPort("[::1]:80")->host, "::1");
+  EXPECT_EQ(ParseHostPort("0.0.0.0:0")->host, "0.0.0.0");
+  for (const char* bad : {"", ":", ":80", "a:", "a:b", "a:-1", "a:99999",
+                          "::1:80", "[]:1", "a b:1", "a:1 ", "a,b:1"}) {
+    EXPECT_FALSE(ParseHostPort(bad).ok()) << bad;
+  }
+}
+
+TEST_F(ConfigTest, FlagsOverrideTheFile) {
+  const std::string file = folder_.File("server.textproto");
+  ASSERT_TRUE(WriteFile(file,
+                        "registry: '/a' listen: '1.2.3.4:5' "
+                        "models { name: 'x' } limits { max_items: 9 }")
+                  .ok());
+  const CommandLine command =
+      Command({"--config",         file,      "--registry",      folder_.path(),
+               "--model",          "shop:12", "--model",         "other",
+               "--metrics-listen", "off",     "--device",        "cpu",
+               "--dtype",          "BF16",    "--batch-threads", "2",
+               "--inner-threads",  "3",       "--port-file",     "p",
+               "--log-format",     "json",    "--log-level",     "debug",
+               "--drain-timeout",  "1500ms",  "--poll-interval", "-1s",
+               "--check"});
+  ASSERT_FALSE(command.exit_code.has_value()) << command.text;
+  EXPECT_TRUE(command.check);
+  const internal::ServerConfig& config = command.config;
+  EXPECT_EQ(config.registry(), folder_.path());
+  EXPECT_EQ(config.listen(), "1.2.3.4:5");
+  EXPECT_EQ(config.limits().max_items(), 9);
+  ASSERT_EQ(config.models_size(), 2);
+  EXPECT_EQ(config.models(0).name(), "shop");
+  EXPECT_EQ(config.models(0).version(), 12);
+  EXPECT_EQ(config.models(1).version(), 0);
+  EXPECT_EQ(config.metrics_listen(), "off");
+  EXPECT_EQ(config.engine().device(), internal::DEVICE_CPU);
+  EXPECT_EQ(config.engine().dtype(), internal::DTYPE_BF16);
+  EXPECT_EQ(config.engine().batch_threads(), 2);
+  EXPECT_EQ(config.engine().inner_threads(), 3);
+  EXPECT_EQ(config.port_file(), "p");
+  EXPECT_EQ(config.log().format(), internal::LOG_FORMAT_JSON);
+  EXPECT_EQ(config.log().level(), internal::LOG_LEVEL_DEBUG);
+  EXPECT_EQ(config.drain_timeout().seconds(), 1);
+  EXPECT_EQ(config.drain_timeout().nanos(), 500000000);
+  EXPECT_EQ(config.poll_interval().seconds(), -1);
+}
+
+TEST_F(ConfigTest, RefusesMistakesOfTheCommandLine) {
+  const std::string file = folder_.File("bad.textproto");
+  ASSERT_TRUE(WriteFile(file, "registry: 'x'\nlisten_on: 'y'\n").ok());
+  const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
+      {{"--nonsense"}, "nonsense"},
+      {{"--device", "tpu"}, "tpu"},
+      {{"--batch-threads", "many"}, "many"},
+      {{"--drain-timeout", "20"}, "20"},
+      {{"--model", "shop:new"}, "shop:new"},
+      {{"--config", "/no/such/file"}, "/no/such/file"},
+      {{"--config", file}, "bad.textproto:2:"},
+  };
+  for (const auto& [args, text] : cases) {
+    const CommandLine command = Command(args);
+    EXPECT_EQ(command.exit_code, 1) << args[0];
+    EXPECT_THAT(command.text, HasSubstr(text));
+  }
+}
+
+TEST_F(ConfigTest, HelpAndVersionExitWithZero) {
+  const CommandLine help = Command({"--help"});
+  EXPECT_EQ(help.exit_code, 0);
+  EXPECT_THAT(help.text, AllOf(HasSubstr("--registry"), HasSubstr("SIGNALS"),
+                               HasSubstr("EXIT STATUS")));
+  const CommandLine version = Command({"--version"});
+  EXPECT_EQ(version.exit_code, 0);
+  EXPECT_THAT(version.text, StartsWith("vitrine-server "));
+}
+
+TEST_F(ConfigTest, FindsAtLeastOneCore) { EXPECT_GE(AvailableCores(), 1); }
+
+}  // namespace
+}  // namespace vitrine
