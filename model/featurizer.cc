@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "model/unicode.h"
+#include "model/word_matcher.h"
 
 namespace vitrine {
 namespace {
@@ -18,6 +19,10 @@ constexpr int kPairSpecials = 4;
 constexpr int kSingleSpecials = 2;
 // The least that leaves a token each to a query and an item.
 constexpr int kMinTokens = kPairSpecials + 2;
+
+constexpr int kMarkedSegments = 4;
+constexpr int32_t kMatchedQuerySegment = 2;
+constexpr int32_t kMatchedItemSegment = 3;
 
 std::string_view Std(absl::string_view text) {
   return {text.data(), text.size()};
@@ -110,6 +115,28 @@ class ItemReader {
   size_t bad_offset_ = 0;
 };
 
+// Marks in `pair`, as EncodePair made it of the two, the words that both have.
+void MarkMatches(const Tokens& query, const Tokens& item, Encoding* pair) {
+  const auto mark = [pair](size_t from, const Tokens& own, const Tokens& other,
+                           int32_t unmarked, int32_t marked) {
+    for (size_t i = 0; i < own.words.size() && from + i < pair->ids.size();
+         ++i) {
+      // Cut texts end early: what follows is a separator or the other text.
+      if (pair->segment_ids[from + i] != unmarked) break;
+      if (pair->ids[from + i] != own.ids[i]) break;
+      if (own.words[i] != 0 && std::find(other.words.begin(), other.words.end(),
+                                         own.words[i]) != other.words.end()) {
+        pair->segment_ids[from + i] = marked;
+      }
+    }
+  };
+  const auto second = static_cast<size_t>(
+      std::find(pair->segment_ids.begin(), pair->segment_ids.end(), 1) -
+      pair->segment_ids.begin());
+  mark(1, query, item, 0, kMatchedQuerySegment);
+  mark(second, item, query, 1, kMatchedItemSegment);
+}
+
 int OrDefault(int value, int fallback) { return value == 0 ? fallback : value; }
 
 }  // namespace
@@ -169,13 +196,24 @@ Featurizer::Featurizer(const Tokenizer& tokenizer,
                        const EncoderConfig& encoder)
     : tokenizer_(tokenizer),
       options_(options),
-      segments_(encoder.type_vocab_size > 1 ? 2 : 1) {}
+      segments_(encoder.type_vocab_size > 1 ? 2 : 1),
+      matcher_(encoder.type_vocab_size >= kMarkedSegments
+                   ? std::make_unique<const WordMatcher>(tokenizer)
+                   : nullptr) {}
+
+Featurizer::~Featurizer() = default;
+
+Tokens Featurizer::WithWords(Tokens tokens) const {
+  if (matcher_ != nullptr) tokens.words = matcher_->WordsOf(tokens.ids);
+  return tokens;
+}
 
 absl::StatusOr<Tokens> Featurizer::Query(absl::string_view query) const {
   if (const auto offset = FindInvalidUtf8(Std(query))) {
     return InvalidUtf8("query", *offset);
   }
-  return tokenizer_.Tokenize(Std(query), options_.max_query_tokens());
+  return WithWords(
+      tokenizer_.Tokenize(Std(query), options_.max_query_tokens()));
 }
 
 absl::StatusOr<Tokens> Featurizer::ItemText(const v1::Item& item) const {
@@ -190,12 +228,14 @@ absl::StatusOr<Tokens> Featurizer::ItemText(const v1::Item& item) const {
   if (tokens.ids.empty()) {
     return absl::InvalidArgumentError("item: there is no text in its fields");
   }
-  return tokens;
+  return WithWords(std::move(tokens));
 }
 
 Encoding Featurizer::Pair(const Tokens& query, const Tokens& item) const {
-  return EncodePair(tokenizer_.special(), query, item, options_.max_tokens(),
-                    segments_);
+  Encoding out = EncodePair(tokenizer_.special(), query, item,
+                            options_.max_tokens(), segments_);
+  if (matcher_ != nullptr) MarkMatches(query, item, &out);
+  return out;
 }
 
 Encoding Featurizer::Single(const Tokens& text) const {

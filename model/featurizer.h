@@ -7,7 +7,14 @@
 // only) and description, each tokenized alone, cut to its budget and appended.
 // A history is its newest items first (title, brand, categories, cut to the
 // history-item budget), as many as fit; skipped items are left out.
+//
+// Match marks: an encoder with four or more segments (type_vocab_size) sees in
+// a pair which words of the query occur in the item and the other way round:
+// segment 2 for a word of the query that the item has too, 3 for a word of the
+// item that the query has too, 0 and 1 for the others. A small encoder without
+// pretraining hardly finds out by itself that two words are the same.
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -27,12 +34,15 @@ namespace vitrine {
 absl::StatusOr<internal::EncodingOptions> ResolveEncodingOptions(
     const internal::EncodingOptions& options, const EncoderConfig& encoder);
 
+class WordMatcher;
+
 class Featurizer {
  public:
   // `tokenizer` outlives the featurizer; `options` are resolved.
   Featurizer(const Tokenizer& tokenizer,
              const internal::EncodingOptions& options,
              const EncoderConfig& encoder);
+  ~Featurizer();
 
   // Every text-taking function: kInvalidArgument naming the field for invalid
   // UTF-8 ("title: invalid UTF-8 at byte 17").
@@ -50,9 +60,13 @@ class Featurizer {
   absl::StatusOr<Encoding> Text(absl::string_view text) const;
 
  private:
+  Tokens WithWords(Tokens tokens) const;
+
   const Tokenizer& tokenizer_;
   const internal::EncodingOptions options_;
   const int segments_;
+  // Null: pairs carry no match marks.
+  const std::unique_ptr<const WordMatcher> matcher_;
 };
 
 }  // namespace vitrine

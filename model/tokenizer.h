@@ -29,6 +29,9 @@ struct SpecialTokens {
 struct Tokens {
   std::vector<int32_t> ids;
   bool truncated = false;
+  // The word that each id is of, by a hash of its stem; empty unless the
+  // featurizer marks matching words (see featurizer.h).
+  std::vector<uint32_t> words;
 };
 
 // One sequence, ready for an encoder. The two vectors have one length.

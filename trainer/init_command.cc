@@ -157,8 +157,11 @@ void AddInitCommand(CLI::App* app, CommandFunction* run) {
       ->capture_default_str()
       ->group("Shape");
   command
-      ->add_option("--segments", options->segments,
-                   "Rows of the segment table (type_vocab_size)")
+      ->add_option(
+          "--segments", options->segments,
+          "Rows of the segment table (type_vocab_size); 4: pairs mark the "
+          "words that both texts have, by which a small encoder learns "
+          "relevance far faster")
       ->capture_default_str()
       ->group("Shape");
   command
