@@ -5,6 +5,7 @@
 # test, so that its summary says what ran. Under ThreadSanitizer only what
 # TSAN_FILTER names is run (TSAN_ALL: everything), nothing without either:
 # libraries that are not instrumented make it report races that are none.
+# Tests run side by side on few cores; for GOMP_SPINCOUNT see base/openmp.h.
 function(vitrine_test name)
   cmake_parse_arguments(ARG "TSAN_ALL" "TIMEOUT;TSAN_FILTER"
                         "SOURCES;LIBS" ${ARGN})
@@ -28,16 +29,19 @@ function(vitrine_test name)
     endif()
     add_test(NAME ${name} COMMAND ${name}_tests ${filter})
     math(EXPR timeout "${ARG_TIMEOUT} * 6")
-    set_tests_properties(${name} PROPERTIES TIMEOUT ${timeout} LABELS ${name})
+    set_tests_properties(${name} PROPERTIES TIMEOUT ${timeout} LABELS ${name}
+                                            ENVIRONMENT GOMP_SPINCOUNT=0)
   elseif(VITRINE_SANITIZE)
     # A process per test is slow under a sanitizer: one per binary.
     add_test(NAME ${name} COMMAND ${name}_tests)
     math(EXPR timeout "${ARG_TIMEOUT} * 6")
-    set_tests_properties(${name} PROPERTIES TIMEOUT ${timeout} LABELS ${name})
+    set_tests_properties(${name} PROPERTIES TIMEOUT ${timeout} LABELS ${name}
+                                            ENVIRONMENT GOMP_SPINCOUNT=0)
   else()
     include(GoogleTest)
     gtest_discover_tests(${name}_tests TEST_PREFIX "${name}/"
                          PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS ${name}
+                                    ENVIRONMENT GOMP_SPINCOUNT=0
                          DISCOVERY_TIMEOUT 60)
   endif()
 endfunction()

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "base/openmp.h"
 #include "google/protobuf/stubs/logging.h"
 #include "server/config.h"
 #include "server/flags.h"
@@ -122,4 +123,7 @@ int Main(int argc, char** argv) {
 }  // namespace
 }  // namespace vitrine
 
-int main(int argc, char** argv) { return vitrine::Main(argc, argv); }
+int main(int argc, char** argv) {
+  vitrine::LimitOpenMpSpinning(argv);
+  return vitrine::Main(argc, argv);
+}

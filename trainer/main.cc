@@ -3,9 +3,11 @@
 #include <cstdio>
 #include <exception>
 
+#include "base/openmp.h"
 #include "trainer/commands.h"
 
 int main(int argc, char** argv) {
+  vitrine::LimitOpenMpSpinning(argv);
   CLI::App app{
       "vitrine-trainer makes model versions that vitrine-server serves.\n\n"
       "A version is a folder REGISTRY/MODEL/NUMBER; once published it never "

@@ -18,6 +18,7 @@
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
+#include "base/openmp.h"
 #include "base/status_macros.h"
 #include "base/textproto.h"
 #include "model/checkpoint.h"
@@ -185,6 +186,7 @@ absl::Status Bench(const Options& options) {
 }  // namespace vitrine
 
 int main(int argc, char** argv) {
+  vitrine::LimitOpenMpSpinning(argv);
   vitrine::Options options;
   CLI::App app(
       "Times an engine on token sequences and prints one JSON line. A line of "
