@@ -33,6 +33,8 @@ int Main(int argc, char** argv) {
   app.fallthrough();  // global options also after the command's name
   app.require_subcommand(1);
   app.get_formatter()->column_width(32);
+  // An option given twice, as an alias and its user may: the last counts.
+  app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
 
   GlobalOptions globals;
   app.add_option("--target", globals.client.target, "The server, host:port")
@@ -61,6 +63,7 @@ int Main(int argc, char** argv) {
                "Compress requests (gzip)");
   app.set_version_flag("--version", VITRINE_VERSION);
 
+  app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::Throw);
   int exit_code = kExitOk;
   AddInferenceCommands(app, globals, &exit_code);
   AddTokenizeCommand(app, globals, &exit_code);

@@ -197,7 +197,7 @@ class TestCase(unittest.TestCase):
         return server
 
     def show_log(self, server):
-        if any(error for _, error in self._outcome.errors):
+        if not self._outcome.success:
             sys.stderr.write("--- vitrine-server\n%s---\n" % server.logged())
 
     def temporary_folder(self):

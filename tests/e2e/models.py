@@ -82,10 +82,11 @@ def make_shop(folder, registry):
     write_lines(path("spam.jsonl"), (
         {"text": " ".join(pick.sample(WORDS, 4)),
          "label": pick.choice(["spam", "normal"])} for _ in range(40)))
-    trainer("init", "--vocab", path("vocab.txt"), "--layers", 2, "--hidden", 32,
-            "--heads", 2, "--out", path("encoder"))
     for seed in (1, 2):
-        trainer("fit", "--from", path("encoder"), "--out", registry,
+        encoder = path("encoder%d" % seed)
+        trainer("init", "--vocab", path("vocab.txt"), "--layers", 2,
+                "--hidden", 32, "--heads", 2, "--seed", seed, "--out", encoder)
+        trainer("fit", "--from", encoder, "--out", registry,
                 "--model", "shop", "--items", path("items.jsonl"),
                 "--task", "relevance", "--data", path("relevance.jsonl"),
                 "--task", "recommendation", "--data", path("users.jsonl"),
@@ -157,7 +158,7 @@ def write_hugging_face_folder(folder, vocab, layers, hidden, heads, seed=1):
 def make_slow(folder, registry):
     source = os.path.join(folder, "slow")
     write_hugging_face_folder(source, os.path.join(folder, "vocab.txt"),
-                              layers=6, hidden=256, heads=4)
+                              layers=12, hidden=256, heads=4)
     trainer("import", "--from", source, "--out", registry, "--model", "slow")
 
 
