@@ -151,7 +151,7 @@ absl::Status MissingHead(const ServedVersion& version, absl::string_view kind) {
   for (const internal::Head& head : version.model->heads()) {
     absl::StrAppend(&names, names.empty() ? "" : ", ", head.name());
   }
-  return absl::FailedPreconditionError(
+  return absl::NotFoundError(
       absl::StrCat("model ", version.name, " version ", version.version,
                    " has no ", kind, " head; it has: ", names));
 }
