@@ -113,9 +113,21 @@ absl::Status Batcher::Submit(EngineCall call, Done done) {
                    [&waiting](int a, int b) {
                      return waiting->length(a) < waiting->length(b);
                    });
+  std::vector<WaitingPtr> dead;
+  const absl::Status admitted = Enqueue(std::move(waiting), tokens, &dead);
+  CallBack(dead);
+  return admitted;
+}
+
+absl::Status Batcher::Enqueue(WaitingPtr waiting, int64_t tokens,
+                              std::vector<WaitingPtr>* dead) {
   {
     MutexLock lock(mu_);
     if (stopping_) return Stopping();
+    // Those who gave up must not keep others out.
+    if (queued_tokens_ + tokens > options_.max_queue_tokens) {
+      DropDead(options_.now(), dead);
+    }
     const int64_t excess = queued_tokens_ + tokens - options_.max_queue_tokens;
     if (excess > 0 && queued_tokens_ > 0) {
       return WithRetryDelay(

@@ -87,7 +87,8 @@ class Batcher {
   Batcher(const Batcher&) = delete;
   Batcher& operator=(const Batcher&) = delete;
 
-  // OK: `done` will be called exactly once, from a batch thread or from Stop:
+  // OK: `done` will be called exactly once, from a batch thread, from Stop or,
+  // where a dead call makes room, from another's Submit:
   // with the outputs, kDeadlineExceeded or kCancelled for a call that lost its
   // caller before its last sequence was run, kUnavailable after Stop, or the
   // engine's error. Not OK, and `done` is dropped uncalled: kResourceExhausted
@@ -117,6 +118,9 @@ class Batcher {
 
   void Work();
   int BudgetOf(const Engine& engine) const;
+  // Puts a call into the queue where it has room.
+  absl::Status Enqueue(WaitingPtr waiting, int64_t tokens,
+                       std::vector<WaitingPtr>* dead);
   // Takes cancelled and expired calls out of the queue.
   void DropDead(absl::Time now, std::vector<WaitingPtr>* finished)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -340,6 +340,24 @@ TEST_F(BatcherTest, RefusesWhatTheQueueHasNoRoomForAndSaysWhenToRetry) {
   EXPECT_TRUE(refused.Wait().ok());
 }
 
+TEST_F(BatcherTest, CallsThatGaveUpMakeRoomAtOnce) {
+  BatcherOptions options = Options();
+  options.max_queue_tokens = 100;
+  Batcher batcher(options);
+  Block(batcher);
+  Result dead, next;
+  const auto cancelled = std::make_shared<std::atomic<bool>>(false);
+  EngineCall call = Call(engine_, 10, 10, 1);
+  call.cancelled = cancelled;
+  ASSERT_TRUE(batcher.Submit(std::move(call), dead.done()).ok());
+  EXPECT_FALSE(batcher.Submit(Call(engine_, 1, 10, 2), next.done()).ok());
+  *cancelled = true;
+  EXPECT_TRUE(batcher.Submit(Call(engine_, 1, 10, 2), next.done()).ok());
+  EXPECT_TRUE(absl::IsCancelled(dead.Wait().status()));
+  engine_->Release();
+  EXPECT_TRUE(next.Wait().ok());
+}
+
 TEST_F(BatcherTest, EstimatesTheRetryDelayFromTheRateItMeasured) {
   BatcherOptions options = Options();
   options.max_queue_tokens = 1000;

@@ -1,0 +1,853 @@
+// The whole server in this process, over a fake engine and a real connection.
+
+#include "server/server.h"
+
+#include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <limits>
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/file.h"
+#include "base/textproto.h"
+#include "google/rpc/error_details.pb.h"
+#include "google/rpc/status.pb.h"
+#include "grpcpp/generic/generic_stub.h"
+#include "server/config.h"
+#include "tests/testing/fake_model.h"
+#include "tests/testing/temp_folder.h"
+#include "vitrine/v1/inference.grpc.pb.h"
+
+namespace vitrine {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::Each;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::SizeIs;
+
+constexpr grpc::StatusCode kInvalid = grpc::StatusCode::INVALID_ARGUMENT;
+
+v1::Item Item(const std::string& id, const std::string& title) {
+  v1::Item item;
+  item.set_id(id);
+  item.set_title(title);
+  return item;
+}
+
+v1::Interaction Event(const std::string& title,
+                      v1::InteractionType type = v1::INTERACTION_TYPE_VIEW) {
+  v1::Interaction event;
+  *event.mutable_item() = Item("", title);
+  event.set_type(type);
+  return event;
+}
+
+v1::RankRequest RankOf(const std::string& query,
+                       const std::vector<std::string>& titles) {
+  v1::RankRequest request;
+  request.mutable_context()->set_query(query);
+  for (size_t i = 0; i < titles.size(); ++i) {
+    *request.add_items() = Item(absl::StrCat("id", i), titles[i]);
+  }
+  return request;
+}
+
+std::vector<std::string> ManyTitles(int count) {
+  const std::vector<std::string> words = {"red",  "sofa", "lamp", "oak",
+                                          "desk", "rug",  "blue", "chair"};
+  std::vector<std::string> titles;
+  for (int i = 0; i < count; ++i) {
+    titles.push_back(absl::StrCat(words[i % 8], " ", words[i / 8 % 8], " ", i));
+  }
+  return titles;
+}
+
+class ServerTest : public ::testing::Test {
+ protected:
+  // `config` in text; ports, registry and polling are set here.
+  void Start(absl::string_view config = "", FakeModelOptions model = {}) {
+    ASSERT_TRUE(MakeFolders(registry_.File("shop/1")).ok());
+    ASSERT_TRUE(
+        WriteFile(registry_.File("shop/1/manifest.textproto"), "").ok());
+    ServerOptions options;
+    const absl::Status parsed =
+        ParseTextProto(config, "config", &options.config);
+    ASSERT_TRUE(parsed.ok()) << parsed;
+    options.config.set_registry(registry_.path());
+    options.config.set_listen("127.0.0.1:0");
+    options.config.set_metrics_listen("127.0.0.1:0");
+    options.config.mutable_poll_interval()->set_seconds(-1);
+    const absl::Status resolved = ResolveServerConfig(&options.config);
+    ASSERT_TRUE(resolved.ok()) << resolved;
+    options.load = [this, model](const std::string& folder,
+                                 const ServableOptions&) {
+      FakeModelOptions made = model;
+      made.version = std::stoll(folder.substr(folder.rfind('/') + 1));
+      const FakeModel fake = NewFakeModel(made);
+      engine_ = fake.engine;
+      return absl::StatusOr<std::shared_ptr<const ServableModel>>(fake.model);
+    };
+    auto server = Server::Start(std::move(options));
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+    channel_ = grpc::CreateChannel(absl::StrCat("127.0.0.1:", server_->port()),
+                                   grpc::InsecureChannelCredentials());
+    stub_ = v1::InferenceService::NewStub(channel_);
+  }
+
+  void TearDown() override {
+    if (server_ != nullptr) {
+      engine_->Release();
+      server_->Stop();
+    }
+  }
+
+  grpc::Status Rank(const v1::RankRequest& request, v1::RankResponse* out) {
+    grpc::ClientContext context;
+    return stub_->Rank(&context, request, out);
+  }
+  grpc::Status Score(const v1::ScoreRequest& request, v1::ScoreResponse* out) {
+    grpc::ClientContext context;
+    return stub_->Score(&context, request, out);
+  }
+
+  // What a request is refused with.
+  grpc::Status Refusal(const v1::RankRequest& request) {
+    v1::RankResponse response;
+    return Rank(request, &response);
+  }
+
+  // Any bytes to a method.
+  grpc::Status Raw(const std::string& method, const std::string& bytes,
+                   google::protobuf::Message* out) {
+    grpc::GenericStub stub(channel_);
+    grpc::ClientContext context;
+    const grpc::Slice slice(bytes);
+    const grpc::ByteBuffer request(&slice, 1);
+    grpc::ByteBuffer response;
+    grpc::Status status;
+    grpc::CompletionQueue queue;
+    auto call = stub.PrepareUnaryCall(
+        &context, absl::StrCat("/vitrine.v1.InferenceService/", method),
+        request, &queue);
+    call->StartCall();
+    call->Finish(&response, &status, nullptr);
+    void* tag;
+    bool ok;
+    queue.Next(&tag, &ok);
+    if (status.ok()) {
+      std::vector<grpc::Slice> slices;
+      (void)response.Dump(&slices);
+      std::string text;
+      for (const grpc::Slice& s : slices) {
+        text.append(reinterpret_cast<const char*>(s.begin()), s.size());
+      }
+      EXPECT_TRUE(out->ParseFromString(text));
+    }
+    return status;
+  }
+
+  double Counter(Method method, absl::StatusCode code) {
+    for (const auto& family : server_->metrics().registry()->Collect()) {
+      if (family.name != "vitrine_requests_total") continue;
+      for (const auto& metric : family.metric) {
+        std::map<std::string, std::string> labels;
+        for (const auto& label : metric.label) labels[label.name] = label.value;
+        if (labels["method"] == MethodName(method) &&
+            labels["code"] == absl::StatusCodeToString(code)) {
+          return metric.counter.value;
+        }
+      }
+    }
+    return -1;
+  }
+
+  TempFolder registry_;
+  FakeEngine* engine_ = nullptr;
+  std::unique_ptr<Server> server_;
+  std::shared_ptr<grpc::Channel> channel_;
+  std::unique_ptr<v1::InferenceService::Stub> stub_;
+};
+
+TEST_F(ServerTest, RankSortsWhatScoreGivesInOrder) {
+  Start();
+  const v1::RankRequest request = RankOf("red sofa", ManyTitles(100));
+  v1::ScoreRequest score_request;
+  *score_request.mutable_context() = request.context();
+  *score_request.mutable_items() = request.items();
+  v1::RankResponse ranked;
+  v1::ScoreResponse scored;
+  ASSERT_TRUE(Rank(request, &ranked).ok());
+  ASSERT_TRUE(Score(score_request, &scored).ok());
+  EXPECT_EQ(ranked.model().name(), "shop");
+  EXPECT_EQ(ranked.model().version(), "1");
+  ASSERT_EQ(ranked.items_size(), 100);
+  ASSERT_EQ(scored.items_size(), 100);
+  for (int i = 0; i < 100; ++i) {
+    const v1::ScoredItem& item = scored.items(i);
+    EXPECT_EQ(item.item_id(), absl::StrCat("id", i));
+    EXPECT_EQ(item.index(), i);
+    EXPECT_TRUE(item.score() >= 0 && item.score() <= 1);
+    EXPECT_EQ(item.relevance(), item.score());
+    EXPECT_TRUE(item.has_relevance());
+    EXPECT_FALSE(item.has_personalization());
+  }
+  for (int i = 0; i < 100; ++i) {
+    const v1::ScoredItem& item = ranked.items(i);
+    EXPECT_EQ(item.score(), scored.items(item.index()).score());
+    if (i == 0) continue;
+    const v1::ScoredItem& before = ranked.items(i - 1);
+    EXPECT_TRUE(
+        before.score() > item.score() ||
+        (before.score() == item.score() && before.index() < item.index()));
+  }
+}
+
+TEST_F(ServerTest, GivesOneItemTheScoreItHasAmongMany) {
+  Start();
+  const std::vector<std::string> titles = ManyTitles(60);
+  v1::RankResponse many;
+  ASSERT_TRUE(Rank(RankOf("oak desk", titles), &many).ok());
+  for (const v1::ScoredItem& item : many.items()) {
+    v1::RankResponse one;
+    ASSERT_TRUE(Rank(RankOf("oak desk", {titles[item.index()]}), &one).ok());
+    EXPECT_EQ(one.items(0).score(), item.score());
+  }
+}
+
+TEST_F(ServerTest, ReturnsTheTopKAndThenTheItemsWithErrors) {
+  Start();
+  v1::RankRequest request = RankOf("sofa", ManyTitles(20));
+  request.mutable_items(3)->clear_title();
+  request.mutable_items(7)->clear_title();
+  request.set_top_k(5);
+  v1::RankResponse response;
+  ASSERT_TRUE(Rank(request, &response).ok());
+  ASSERT_EQ(response.items_size(), 7);
+  for (int i = 0; i < 5; ++i) EXPECT_FALSE(response.items(i).has_error());
+  EXPECT_EQ(response.items(5).index(), 3);
+  EXPECT_EQ(response.items(6).index(), 7);
+  EXPECT_EQ(response.items(5).error().code(), kInvalid);
+  EXPECT_THAT(response.items(5).error().message(), HasSubstr("items[3]"));
+  EXPECT_EQ(response.items(5).score(), 0);
+}
+
+TEST_F(ServerTest, RunsEqualItemsOnceAndTiesInTheRequestsOrder) {
+  Start();
+  v1::RankResponse response;
+  ASSERT_TRUE(
+      Rank(RankOf("sofa", std::vector<std::string>(50, "red sofa")), &response)
+          .ok());
+  for (int i = 0; i < 50; ++i) EXPECT_EQ(response.items(i).index(), i);
+  int sequences = 0;
+  for (const Batch& batch : engine_->batches()) sequences += batch.sequences();
+  EXPECT_EQ(sequences, 1);
+}
+
+TEST_F(ServerTest, BlendsQueryAndHistoryByTheWeight) {
+  Start();
+  v1::ScoreRequest request;
+  request.mutable_context()->set_query("red sofa");
+  *request.mutable_context()->add_history() = Event("blue chair");
+  *request.mutable_context()->add_history() = Event("oak desk");
+  for (const std::string& title : ManyTitles(10)) {
+    *request.add_items() = Item(title, title);
+  }
+  for (const float weight : {-1.0f, 0.0f, 0.3f, 1.0f}) {  // -1: not set
+    if (weight >= 0) request.set_personalization_weight(weight);
+    v1::ScoreResponse response;
+    ASSERT_TRUE(Score(request, &response).ok());
+    const float w = weight < 0 ? 0.5f : weight;
+    for (const v1::ScoredItem& item : response.items()) {
+      EXPECT_NEAR(item.score(),
+                  (1 - w) * item.relevance() + w * item.personalization(),
+                  1e-6);
+    }
+  }
+}
+
+TEST_F(ServerTest, ScoresAHistoryByCosineThroughTheFittedScale) {
+  std::vector<internal::Head> heads = testing::AllHeads();
+  for (internal::Head& head : heads) {
+    if (head.kind() == internal::HEAD_KIND_RECOMMENDATION) {
+      head.set_score_scale(4);
+      head.set_score_bias(-1);
+    }
+  }
+  FakeModelOptions model;
+  model.heads = heads;
+  // Histories and items alike get one of two orthogonal vectors.
+  model.value = [](absl::Span<const int32_t> ids, int, int k) {
+    return k == static_cast<int>(ids.size() % 2) ? 1.0f : 0.0f;
+  };
+  Start("", model);
+  v1::ScoreRequest request;
+  *request.mutable_context()->add_history() = Event("a");
+  *request.add_items() = Item("same", "b");
+  *request.add_items() = Item("other", "b c");
+  v1::ScoreResponse response;
+  ASSERT_TRUE(Score(request, &response).ok());
+  EXPECT_NEAR(response.items(0).score(), 1 / (1 + std::exp(-3.0)), 1e-6);
+  EXPECT_NEAR(response.items(1).score(), 1 / (1 + std::exp(1.0)), 1e-6);
+  EXPECT_FALSE(response.items(0).has_relevance());
+}
+
+TEST_F(ServerTest, ComputesAnItemsVectorOnce) {
+  Start();
+  v1::ScoreRequest request;
+  *request.mutable_context()->add_history() = Event("blue chair");
+  for (const std::string& title : ManyTitles(30)) {
+    *request.add_items() = Item(title, title);
+  }
+  v1::ScoreResponse first, second;
+  ASSERT_TRUE(Score(request, &first).ok());
+  const size_t batches = engine_->batches().size();
+  ASSERT_TRUE(Score(request, &second).ok());
+  ASSERT_EQ(engine_->batches().size(), batches + 1);
+  EXPECT_EQ(engine_->batches().back().sequences(), 1) << "the history alone";
+  for (int i = 0; i < 30; ++i) {
+    EXPECT_EQ(first.items(i).score(), second.items(i).score());
+  }
+  EXPECT_EQ(server_->metrics().cache_hits().Value(), 30);
+  EXPECT_EQ(server_->metrics().cache_misses().Value(), 30);
+}
+
+TEST_F(ServerTest, AHistoryOfSkipsCountsAsNone) {
+  Start();
+  v1::RankRequest request = RankOf("sofa", {"sofa", "lamp"});
+  *request.mutable_context()->add_history() =
+      Event("rug", v1::INTERACTION_TYPE_SKIP);
+  v1::RankResponse response;
+  ASSERT_TRUE(Rank(request, &response).ok());
+  EXPECT_FALSE(response.items(0).has_personalization());
+  request.mutable_context()->clear_query();
+  EXPECT_EQ(Refusal(request).error_code(), kInvalid);
+}
+
+TEST_F(ServerTest, PredictsInterestsByFallingProbability) {
+  Start();
+  v1::PredictInterestsRequest request;
+  *request.add_history() = Event("red sofa");
+  v1::PredictInterestsResponse all, two;
+  {
+    grpc::ClientContext context;
+    ASSERT_TRUE(stub_->PredictInterests(&context, request, &all).ok());
+  }
+  ASSERT_EQ(all.interests_size(), 3);
+  EXPECT_GE(all.interests(0).probability(), all.interests(1).probability());
+  EXPECT_GE(all.interests(1).probability(), all.interests(2).probability());
+  request.set_top_k(2);
+  {
+    grpc::ClientContext context;
+    ASSERT_TRUE(stub_->PredictInterests(&context, request, &two).ok());
+  }
+  ASSERT_EQ(two.interests_size(), 2);
+  EXPECT_EQ(two.interests(0).category(), all.interests(0).category());
+  request.clear_history();
+  grpc::ClientContext context;
+  EXPECT_EQ(stub_->PredictInterests(&context, request, &two).error_code(),
+            kInvalid);
+}
+
+TEST_F(ServerTest, EmbedsTextsAndItemsAsUnitVectors) {
+  Start();
+  v1::EmbedRequest request;
+  request.add_texts("red sofa");
+  request.add_texts("");
+  v1::EmbedResponse response;
+  {
+    grpc::ClientContext context;
+    ASSERT_TRUE(stub_->Embed(&context, request, &response).ok());
+  }
+  ASSERT_EQ(response.embeddings_size(), 2);
+  for (const v1::Embedding& embedding : response.embeddings()) {
+    double norm = 0;
+    for (const float v : embedding.values()) norm += v * v;
+    EXPECT_NEAR(norm, 1, 1e-5);
+  }
+  request.clear_texts();
+  *request.add_items() = Item("a", "red sofa");
+  *request.add_items() = Item("b", "");
+  response.Clear();
+  {
+    grpc::ClientContext context;
+    ASSERT_TRUE(stub_->Embed(&context, request, &response).ok());
+  }
+  EXPECT_EQ(response.embeddings(0).item_id(), "a");
+  EXPECT_THAT(response.embeddings(0).values(), SizeIs(kFakeVectorSize));
+  EXPECT_EQ(response.embeddings(1).item_id(), "b");
+  EXPECT_TRUE(response.embeddings(1).has_error());
+  EXPECT_THAT(response.embeddings(1).values(), IsEmpty());
+  request.add_texts("both");
+  {
+    grpc::ClientContext context;
+    EXPECT_EQ(stub_->Embed(&context, request, &response).error_code(),
+              kInvalid);
+  }
+  grpc::ClientContext context;
+  EXPECT_EQ(stub_->Embed(&context, {}, &response).error_code(), kInvalid);
+}
+
+TEST_F(ServerTest, ClassifiesWithProbabilitiesThatSumToOne) {
+  Start();
+  v1::ClassifyRequest request;
+  request.add_texts("nice sofa");
+  request.add_texts("bad lamp");
+  v1::ClassifyResponse response;
+  for (const char* head : {"", "sentiment"}) {
+    request.set_head(head);
+    grpc::ClientContext context;
+    ASSERT_TRUE(stub_->Classify(&context, request, &response).ok());
+    ASSERT_EQ(response.results_size(), 2);
+    for (const v1::Classification& result : response.results()) {
+      ASSERT_EQ(result.labels_size(), 2);
+      EXPECT_NEAR(
+          result.labels(0).probability() + result.labels(1).probability(), 1,
+          1e-6);
+      EXPECT_GE(result.labels(0).probability(), result.labels(1).probability());
+    }
+  }
+  request.set_head("mood");
+  grpc::ClientContext context;
+  const grpc::Status status = stub_->Classify(&context, request, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::NOT_FOUND);
+  EXPECT_THAT(status.error_message(),
+              AllOf(HasSubstr("mood"), HasSubstr("sentiment")));
+}
+
+TEST_F(ServerTest, ListsModelsHeadsAndLimits) {
+  Start("limits { max_items: 7 }");
+  v1::ListModelsResponse response;
+  grpc::ClientContext context;
+  ASSERT_TRUE(stub_->ListModels(&context, {}, &response).ok());
+  ASSERT_EQ(response.models_size(), 1);
+  const v1::ServedModel& model = response.models(0);
+  EXPECT_EQ(model.model().version(), "1");
+  EXPECT_TRUE(model.is_default());
+  EXPECT_EQ(model.engine(), "fake");
+  EXPECT_EQ(model.tokenizer(), "wordpiece");
+  EXPECT_EQ(model.embedding_size(), kFakeVectorSize);
+  EXPECT_GT(model.loaded().seconds(), 0);
+  std::map<std::string, std::string> heads;
+  for (const v1::HeadInfo& head : model.heads())
+    heads[head.name()] = head.kind();
+  EXPECT_EQ(heads, (std::map<std::string, std::string>{
+                       {"relevance", "relevance"},
+                       {"recommendation", "recommendation"},
+                       {"interest", "interest"},
+                       {"sentiment", "classification"}}));
+  EXPECT_EQ(response.limits().max_items(), 7);
+  EXPECT_EQ(response.limits().max_field_bytes(), 65536);
+}
+
+TEST_F(ServerTest, NamesTheHeadThatIsMissing) {
+  std::vector<internal::Head> heads = testing::AllHeads();
+  const auto without = [&heads](internal::HeadKind kind) {
+    std::vector<internal::Head> out;
+    for (const internal::Head& head : heads) {
+      if (head.kind() != kind) out.push_back(head);
+    }
+    return out;
+  };
+  FakeModelOptions model;
+  model.heads = without(internal::HEAD_KIND_RELEVANCE);
+  Start("", model);
+  const grpc::Status query = Refusal(RankOf("sofa", {"a"}));
+  EXPECT_EQ(query.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_THAT(query.error_message(),
+              AllOf(HasSubstr("no relevance head"), HasSubstr("interest")));
+  v1::ScoreRequest history;
+  *history.mutable_context()->add_history() = Event("a");
+  *history.add_items() = Item("", "b");
+  v1::ScoreResponse response;
+  EXPECT_TRUE(Score(history, &response).ok());
+}
+
+TEST_F(ServerTest, RefusesBadRequestsAndNamesTheField) {
+  Start(
+      "limits { max_items: 10 max_history: 2 max_field_bytes: 100 "
+      "max_attributes: 3 }");
+  const v1::RankRequest good = RankOf("sofa", {"sofa"});
+  std::vector<std::pair<v1::RankRequest, std::string>> cases;
+  const auto add = [&](const std::string& text, auto change) {
+    v1::RankRequest bad = good;
+    change(bad);
+    cases.emplace_back(std::move(bad), text);
+  };
+  add("items: at least one", [](auto& r) { r.clear_items(); });
+  add("items: 11 > 10 (limits.max_items)", [](auto& r) {
+    for (int i = 0; i < 10; ++i) *r.add_items() = Item("", "x");
+  });
+  add("context: a query, a history", [](auto& r) { r.clear_context(); });
+  add("context.query: 101 bytes > 100 (limits.max_field_bytes)",
+      [](auto& r) { r.mutable_context()->set_query(std::string(101, 'a')); });
+  add("context.history: 3 > 2 (limits.max_history)", [](auto& r) {
+    for (int i = 0; i < 3; ++i) {
+      *r.mutable_context()->add_history() = Event("a");
+    }
+  });
+  add("context.history[0].item.title: 200 bytes > 100", [](auto& r) {
+    *r.mutable_context()->add_history() = Event(std::string(200, 'a'));
+  });
+  add("top_k: -1", [](auto& r) { r.set_top_k(-1); });
+  add("personalization_weight: 1.5",
+      [](auto& r) { r.set_personalization_weight(1.5); });
+  add("personalization_weight: -0.5",
+      [](auto& r) { r.set_personalization_weight(-0.5); });
+  add("personalization_weight: nan", [](auto& r) {
+    r.set_personalization_weight(std::numeric_limits<float>::quiet_NaN());
+  });
+  for (const auto& [request, text] : cases) {
+    const grpc::Status status = Refusal(request);
+    EXPECT_EQ(status.error_code(), kInvalid) << text;
+    EXPECT_THAT(status.error_message(), HasSubstr(text));
+  }
+  EXPECT_THAT(engine_->batches(), IsEmpty());
+  EXPECT_EQ(Counter(Method::kRank, absl::StatusCode::kInvalidArgument),
+            cases.size());
+}
+
+TEST_F(ServerTest, OneBadItemNeverFailsTheCall) {
+  Start("limits { max_field_bytes: 100 max_attributes: 3 }");
+  v1::RankRequest request =
+      RankOf("sofa", {"good", "long", "wide", "many", "empty", "also good"});
+  request.mutable_items(1)->set_description(std::string(101, 'a'));
+  for (int i = 0; i < 4; ++i) {
+    request.mutable_items(2)->add_categories("c");
+    (*request.mutable_items(3)->mutable_attributes())[absl::StrCat(i)] = "v";
+  }
+  request.mutable_items(4)->clear_title();
+  v1::RankResponse response;
+  ASSERT_TRUE(Rank(request, &response).ok());
+  std::map<int, std::string> errors;
+  for (const v1::ScoredItem& item : response.items()) {
+    if (item.has_error()) {
+      EXPECT_EQ(item.error().code(), kInvalid);
+      errors[item.index()] = item.error().message();
+    }
+  }
+  ASSERT_THAT(errors, SizeIs(4));
+  EXPECT_THAT(errors[1], HasSubstr("items[1].description: 101 bytes > 100"));
+  EXPECT_THAT(errors[2], HasSubstr("items[2].categories: 4 > 3"));
+  EXPECT_THAT(errors[3], HasSubstr("items[3].attributes: 4 > 3"));
+  EXPECT_THAT(errors[4], HasSubstr("items[4]"));
+}
+
+TEST_F(ServerTest, AnItemWithInvalidUtf8GetsAnErrorOfItsOwn) {
+  Start();
+  v1::RankRequest request = RankOf("sofa", {"good", "l@@g", "fine"});
+  std::string bytes = request.SerializeAsString();
+  bytes.replace(bytes.find("@@"), 2, "\xff\xfe");
+  v1::RankResponse response;
+  ASSERT_TRUE(Raw("Rank", bytes, &response).ok());
+  ASSERT_EQ(response.items_size(), 3);
+  const v1::ScoredItem& bad = response.items(2);
+  EXPECT_EQ(bad.item_id(), "id1");
+  EXPECT_EQ(bad.error().code(), kInvalid);
+  EXPECT_EQ(bad.error().message(), "items[1].title: invalid UTF-8 at byte 1");
+
+  v1::ClassifyRequest texts;
+  texts.add_texts("@@");
+  texts.add_texts("fine");
+  bytes = texts.SerializeAsString();
+  bytes.replace(bytes.find("@@"), 2, "\xff\xfe");
+  v1::ClassifyResponse labels;
+  ASSERT_TRUE(Raw("Classify", bytes, &labels).ok());
+  EXPECT_EQ(labels.results(0).error().message(),
+            "texts[0]: invalid UTF-8 at byte 0");
+  EXPECT_EQ(labels.results(1).labels_size(), 2);
+}
+
+TEST_F(ServerTest, InvalidUtf8ElsewhereFailsTheCallAndNamesTheField) {
+  Start();
+  v1::RankRequest request = RankOf("so@@fa", {"good"});
+  std::string bytes = request.SerializeAsString();
+  bytes.replace(bytes.find("@@"), 2, "\xff\xfe");
+  v1::RankResponse response;
+  const grpc::Status status = Raw("Rank", bytes, &response);
+  EXPECT_EQ(status.error_code(), kInvalid);
+  EXPECT_EQ(status.error_message(), "context.query: invalid UTF-8 at byte 2");
+}
+
+TEST_F(ServerTest, RefusesBytesThatAreNoMessage) {
+  Start();
+  v1::RankResponse response;
+  const grpc::Status status = Raw("Rank", "\xff\xff\xff\x01garbage", &response);
+  EXPECT_EQ(status.error_code(), kInvalid);
+  EXPECT_THAT(status.error_message(), HasSubstr("malformed message"));
+}
+
+TEST_F(ServerTest, RefusesMessagesAboveTheLimit) {
+  Start("limits { max_message_bytes: 10000 }");
+  EXPECT_EQ(Refusal(RankOf(std::string(20000, 'a'), {"x"})).error_code(),
+            grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_TRUE(Refusal(RankOf("a", {"x"})).ok());
+}
+
+TEST_F(ServerTest, ScoresStayFiniteWhateverTheModelGives) {
+  FakeModelOptions model;
+  model.value = [](absl::Span<const int32_t> ids, int, int) {
+    switch (ids.size() % 4) {
+      case 0:
+        return std::numeric_limits<float>::quiet_NaN();
+      case 1:
+        return 1e30f;
+      case 2:
+        return -1e30f;
+      default:
+        return std::numeric_limits<float>::infinity();
+    }
+  };
+  Start("", model);
+  v1::RankResponse response;
+  ASSERT_TRUE(
+      Rank(RankOf("q", {"a", "a b", "a b c", "a b c d"}), &response).ok());
+  int errors = 0;
+  for (const v1::ScoredItem& item : response.items()) {
+    EXPECT_TRUE(item.score() >= 0 && item.score() <= 1);
+    if (item.has_error()) {
+      ++errors;
+      EXPECT_EQ(item.error().code(), grpc::StatusCode::INTERNAL);
+    }
+  }
+  EXPECT_EQ(errors, 2);
+}
+
+TEST_F(ServerTest, SendsRetryInfoWhenTheQueueIsFull) {
+  Start("batcher { max_batch_tokens: 10 max_queue_tokens: 20 }");
+  engine_->Hold();
+  std::vector<std::thread> callers;
+  for (int i = 0; i < 2; ++i) {
+    callers.emplace_back([this] {
+      v1::RankResponse response;
+      EXPECT_TRUE(Rank(RankOf("q", {"sofa lamp"}), &response).ok());
+    });
+  }
+  // One runs, one waits.
+  while (server_->metrics().batcher().queue_calls->Value() < 1) {
+    std::this_thread::yield();
+  }
+  const grpc::Status status = Refusal(RankOf("q", ManyTitles(30)));
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  google::rpc::Status details;
+  ASSERT_TRUE(details.ParseFromString(status.error_details()));
+  EXPECT_EQ(details.code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  ASSERT_EQ(details.details_size(), 1);
+  google::rpc::RetryInfo info;
+  ASSERT_TRUE(details.details(0).UnpackTo(&info));
+  EXPECT_GT(info.retry_delay().seconds() + info.retry_delay().nanos(), 0);
+  EXPECT_EQ(server_->metrics().rejected(Rejection::kQueueFull).Value(), 1);
+  engine_->Release();
+  for (std::thread& caller : callers) caller.join();
+}
+
+TEST_F(ServerTest, RefusesMoreCallsAtOnceThanAllowed) {
+  Start("limits { max_concurrent_calls: 1 }");
+  engine_->Hold();
+  std::thread caller([this] {
+    v1::RankResponse response;
+    EXPECT_TRUE(Rank(RankOf("q", {"sofa"}), &response).ok());
+  });
+  engine_->WaitForBatches(1);
+  const grpc::Status status = Refusal(RankOf("q", {"lamp"}));
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(status.error_message(), HasSubstr("limits.max_concurrent_calls"));
+  google::rpc::Status details;
+  ASSERT_TRUE(details.ParseFromString(status.error_details()));
+  EXPECT_EQ(details.details_size(), 1);
+  EXPECT_EQ(server_->metrics().rejected(Rejection::kTooManyCalls).Value(), 1);
+  engine_->Release();
+  caller.join();
+  EXPECT_TRUE(Refusal(RankOf("q", {"lamp"})).ok());
+}
+
+TEST_F(ServerTest, DoesNotComputeForCallersThatGaveUp) {
+  Start("batcher { max_queue_tokens: 20 }");
+  engine_->Hold();
+  std::thread blocker([this] {
+    v1::RankResponse response;
+    EXPECT_TRUE(Rank(RankOf("q", {"blocker"}), &response).ok());
+  });
+  engine_->WaitForBatches(1);
+  std::thread late([this] {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() +
+                         std::chrono::seconds(1));
+    v1::RankResponse response;
+    EXPECT_EQ(stub_->Rank(&context, RankOf("q", {"a"}), &response).error_code(),
+              grpc::StatusCode::DEADLINE_EXCEEDED);
+  });
+  grpc::ClientContext context;
+  std::thread cancelled([this, &context] {
+    v1::RankResponse response;
+    EXPECT_EQ(stub_->Rank(&context, RankOf("q", {"b"}), &response).error_code(),
+              grpc::StatusCode::CANCELLED);
+  });
+  while (server_->metrics().batcher().queue_calls->Value() < 2) {
+    std::this_thread::yield();
+  }
+  context.TryCancel();
+  cancelled.join();
+  late.join();
+  // They leave the queue as soon as somebody needs the room.
+  std::thread needy([this] {
+    grpc::Status status;
+    do {
+      status = Refusal(RankOf("q", ManyTitles(30)));
+    } while (status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED);
+    EXPECT_TRUE(status.ok());
+  });
+  while (Counter(Method::kRank, absl::StatusCode::kCancelled) +
+             Counter(Method::kRank, absl::StatusCode::kDeadlineExceeded) <
+         2) {
+    std::this_thread::yield();
+  }
+  engine_->Release();
+  blocker.join();
+  needy.join();
+  int sequences = 0;
+  for (const Batch& batch : engine_->batches()) sequences += batch.sequences();
+  EXPECT_EQ(sequences, 1 + 30);
+}
+
+TEST_F(ServerTest, GivesCallsWithoutADeadlineTheDefaultOne) {
+  Start("limits { default_deadline { nanos: 50000000 } }");
+  engine_->Hold();
+  std::thread blocker([this] {
+    v1::RankResponse response;
+    (void)Rank(RankOf("q", {"blocker"}), &response);
+  });
+  engine_->WaitForBatches(1);
+  grpc::Status status;
+  std::thread waiting(
+      [this, &status] { status = Refusal(RankOf("q", {"waits"})); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  engine_->Release();
+  blocker.join();
+  waiting.join();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+}
+
+TEST_F(ServerTest, TimingsAddUp) {
+  Start();
+  v1::RankResponse response;
+  ASSERT_TRUE(Rank(RankOf("q", ManyTitles(200)), &response).ok());
+  const v1::Timings& timings = response.timings();
+  const auto seconds = [](const google::protobuf::Duration& d) {
+    return d.seconds() + d.nanos() * 1e-9;
+  };
+  EXPECT_GT(seconds(timings.tokenize()), 0);
+  EXPECT_GT(seconds(timings.compute()), 0);
+  EXPECT_GE(seconds(timings.total()) + 1e-6, seconds(timings.queue()) +
+                                                 seconds(timings.tokenize()) +
+                                                 seconds(timings.compute()));
+}
+
+TEST_F(ServerTest, AnswersWithTheVersionItBeganWithWhileAnotherSwapsIn) {
+  Start();
+  FakeEngine* const old_engine = engine_;
+  old_engine->Hold();
+  v1::RankResponse before;
+  std::thread caller([this, &before] {
+    EXPECT_TRUE(Rank(RankOf("q", {"sofa"}), &before).ok());
+  });
+  old_engine->WaitForBatches(1);
+  ASSERT_TRUE(MakeFolders(registry_.File("shop/2")).ok());
+  ASSERT_TRUE(WriteFile(registry_.File("shop/2/manifest.textproto"), "").ok());
+  ASSERT_TRUE(WriteFile(registry_.File("shop/CURRENT"), "2\n").ok());
+  server_->models().PollOnce();
+  v1::ModelSpec two;
+  two.set_version("2");
+  EXPECT_TRUE(server_->models().Pin(two).ok());
+  old_engine->Release();
+  caller.join();
+  EXPECT_EQ(before.model().version(), "1");
+  v1::RankResponse after;
+  ASSERT_TRUE(Rank(RankOf("q", {"sofa"}), &after).ok());
+  EXPECT_EQ(after.model().version(), "2");
+  v1::RankRequest old = RankOf("q", {"sofa"});
+  old.mutable_model()->set_version("1");
+  const grpc::Status status = Refusal(old);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::NOT_FOUND);
+  EXPECT_THAT(status.error_message(), HasSubstr("shop/2"));
+}
+
+TEST_F(ServerTest, StopLetsCallsInFlightEnd) {
+  Start();
+  engine_->Hold();
+  grpc::Status status = grpc::Status::CANCELLED;
+  std::thread caller(
+      [this, &status] { status = Refusal(RankOf("q", {"sofa"})); });
+  engine_->WaitForBatches(1);
+  std::thread stopper([this] { server_->Stop(); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  engine_->Release();
+  stopper.join();
+  caller.join();
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(Refusal(RankOf("q", {"sofa"})).error_code(),
+            grpc::StatusCode::UNAVAILABLE);
+}
+
+TEST_F(ServerTest, StopCancelsWhatOutlastsTheDrainTimeout) {
+  Start("drain_timeout { nanos: 50000000 }");
+  engine_->Hold();
+  std::thread running([this] { (void)Refusal(RankOf("q", {"runs"})); });
+  engine_->WaitForBatches(1);
+  grpc::Status status;
+  std::thread waiting(
+      [this, &status] { status = Refusal(RankOf("q", {"waits"})); });
+  while (server_->metrics().calls_in_flight().Value() < 2) {
+    std::this_thread::yield();
+  }
+  std::thread stopper([this] { server_->Stop(); });
+  waiting.join();
+  EXPECT_FALSE(status.ok());
+  engine_->Release();
+  stopper.join();
+  running.join();
+  EXPECT_EQ(server_->metrics().calls_in_flight().Value(), 0);
+}
+
+TEST_F(ServerTest, AnEngineErrorIsTheServersFault) {
+  Start();
+  engine_->FailWhere(
+      [](const Batch&) { return absl::InvalidArgumentError("id 5 > 4"); });
+  const grpc::Status status = Refusal(RankOf("q", {"sofa"}));
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INTERNAL);
+  EXPECT_THAT(status.error_message(), HasSubstr("id 5 > 4"));
+}
+
+TEST_F(ServerTest, RefusesAnAddressInUse) {
+  Start();
+  internal::ServerConfig config;
+  config.set_registry(registry_.path());
+  config.set_listen(absl::StrCat("127.0.0.1:", server_->port()));
+  config.set_metrics_listen("off");
+  ASSERT_TRUE(ResolveServerConfig(&config).ok());
+  const auto other = Server::Start({.config = config});
+  EXPECT_TRUE(absl::IsFailedPrecondition(other.status()));
+  EXPECT_THAT(std::string(other.status().message()), HasSubstr("in use"));
+  config.set_listen("127.0.0.1:0");
+  config.set_metrics_listen(
+      absl::StrCat("127.0.0.1:", server_->metrics_port()));
+  const auto metrics = Server::Start({.config = config});
+  EXPECT_TRUE(absl::IsFailedPrecondition(metrics.status()));
+  EXPECT_THAT(std::string(metrics.status().message()), HasSubstr("in use"));
+}
+
+}  // namespace
+}  // namespace vitrine
