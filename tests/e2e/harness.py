@@ -257,13 +257,13 @@ class Background:
 
 
 def rank_request(items=3, words=3, query="red sofa", model=""):
-    """`items` items with titles of about `words` words."""
+    """`items` items, no two alike, with titles of `words` words."""
     request = pb.RankRequest()
     request.model.name = model
     request.context.query = query
     for i in range(items):
         title = " ".join(models.WORDS[(i + w) % 40] for w in range(words))
-        request.items.add(id="item%d" % i, title=title)
+        request.items.add(id="item%d" % i, title="%d %s" % (i, title))
     return request
 
 

@@ -93,7 +93,7 @@ class LifecycleTest(harness.TestCase):
 
     def test_a_second_signal_leaves_at_once(self):
         server = self.serve_slow("drain_timeout { seconds: 600 }")
-        calls = [server.stub().Rank.future(large_request(),
+        calls = [server.stub().Rank.future(large_request(500),
                                            timeout=harness.PATIENCE)
                  for _ in range(3)]
         self.wait_for_calls(server, 3)

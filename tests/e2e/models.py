@@ -158,7 +158,7 @@ def write_hugging_face_folder(folder, vocab, layers, hidden, heads, seed=1):
 def make_slow(folder, registry):
     source = os.path.join(folder, "slow")
     write_hugging_face_folder(source, os.path.join(folder, "vocab.txt"),
-                              layers=12, hidden=256, heads=4)
+                              layers=6, hidden=256, heads=4)
     trainer("import", "--from", source, "--out", registry, "--model", "slow")
 
 
