@@ -153,8 +153,8 @@ at::Tensor Bert::ForwardOnCpu(const PackedInput& input) const {
 
   at::parallel_for(
       0, tokens, RowGrain(hidden), [&](int64_t begin, int64_t end) {
-        const auto row = [hidden](const at::Tensor& table,
-                                  const at::Tensor& ids, int64_t t) {
+        const auto row = [&](const at::Tensor& table, const at::Tensor& ids,
+                             int64_t t) {
           return Data<float>(table) + Data<int64_t>(ids)[t] * hidden;
         };
         for (int64_t t = begin; t < end; ++t) {

@@ -5,26 +5,57 @@
 
 namespace vitrine {
 
-std::vector<LengthBucket> GroupByLength(const std::vector<int32_t>& offsets,
-                                        double stretch, int slack) {
-  const auto length = [&offsets](int s) { return offsets[s + 1] - offsets[s]; };
+namespace {
+
+int Length(const std::vector<int32_t>& offsets, int s) {
+  return offsets[s + 1] - offsets[s];
+}
+
+// By rising length, equal ones as they came.
+std::vector<int> OrderByLength(const std::vector<int32_t>& offsets) {
   std::vector<int> order(offsets.size() - 1);
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&length](int a, int b) { return length(a) < length(b); });
+  std::stable_sort(order.begin(), order.end(), [&offsets](int a, int b) {
+    return Length(offsets, a) < Length(offsets, b);
+  });
+  return order;
+}
+
+}  // namespace
+
+std::vector<LengthBucket> GroupByLength(const std::vector<int32_t>& offsets,
+                                        double stretch, int slack) {
   std::vector<LengthBucket> buckets;
   int limit = 0;
-  for (const int s : order) {
-    if (buckets.empty() || length(s) > limit) {
+  for (const int s : OrderByLength(offsets)) {
+    const int length = Length(offsets, s);
+    if (buckets.empty() || length > limit) {
       buckets.emplace_back();
-      buckets.back().shortest = length(s);
-      limit =
-          std::max(length(s) + slack, static_cast<int>(length(s) * stretch));
+      buckets.back().shortest = length;
+      limit = std::max(length + slack, static_cast<int>(length * stretch));
     }
     buckets.back().sequences.push_back(s);
-    buckets.back().longest = length(s);
+    buckets.back().longest = length;
   }
   return buckets;
+}
+
+std::vector<std::vector<int>> ShareByLength(const std::vector<int32_t>& offsets,
+                                            int parts) {
+  const int64_t tokens = offsets.back();
+  std::vector<std::vector<int>> shares;
+  int64_t before = 0;
+  int64_t last_part = -1;
+  for (const int s : OrderByLength(offsets)) {
+    // Where the sequence's middle lies, in parts.
+    const int64_t part =
+        (2 * before + Length(offsets, s)) * parts / (2 * tokens);
+    if (part != last_part) shares.emplace_back();
+    shares.back().push_back(s);
+    last_part = part;
+    before += Length(offsets, s);
+  }
+  return shares;
 }
 
 }  // namespace vitrine

@@ -20,4 +20,9 @@ struct LengthBucket {
 std::vector<LengthBucket> GroupByLength(const std::vector<int32_t>& offsets,
                                         double stretch = 1.2, int slack = 4);
 
+// Shares the sequences out to at most `parts` threads: like lengths together,
+// token counts as even as that allows; no part is empty.
+std::vector<std::vector<int>> ShareByLength(const std::vector<int32_t>& offsets,
+                                            int parts);
+
 }  // namespace vitrine

@@ -4,11 +4,14 @@
 #include <c10/util/Exception.h>
 #include <dlfcn.h>
 #include <link.h>
+#include <omp.h>
 #include <stdlib.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <exception>
+#include <latch>
 #include <mutex>
 #include <utility>
 
@@ -20,12 +23,17 @@
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "base/status_macros.h"
+#include "base/thread_pool.h"
 #include "model/bert.h"
 #include "model/engine.h"
+#include "model/length_buckets.h"
 #include "model/task_head.h"
 
 namespace vitrine {
 namespace {
+
+// Above this the threads work inside one pass together, not beside each other.
+constexpr double kMaxImbalance = 1.25;
 
 // Instructions for products of bf16: AMX, or AVX-512's own.
 bool CpuHasFastBf16() {
@@ -172,23 +180,83 @@ std::string Reason(const std::exception& e) {
   return error != nullptr ? error->what_without_backtrace() : e.what();
 }
 
+// This thread alone in LibTorch and oneDNN while it lives.
+class OneOmpThread {
+ public:
+  OneOmpThread() {
+    // First: LibTorch sets its process-wide number on each thread it meets.
+    at::internal::lazy_init_num_threads();
+    before_ = omp_get_max_threads();
+    omp_set_num_threads(1);
+  }
+  ~OneOmpThread() { omp_set_num_threads(before_); }
+  OneOmpThread(const OneOmpThread&) = delete;
+  OneOmpThread& operator=(const OneOmpThread&) = delete;
+
+ private:
+  int before_;
+};
+
+// The sequences of `batch` in the order given.
+Batch Select(const Batch& batch, const std::vector<int>& sequences) {
+  Batch out;
+  for (const int s : sequences) {
+    const int32_t begin = batch.offsets[s], end = batch.offsets[s + 1];
+    out.ids.insert(out.ids.end(), batch.ids.begin() + begin,
+                   batch.ids.begin() + end);
+    out.segment_ids.insert(out.segment_ids.end(),
+                           batch.segment_ids.begin() + begin,
+                           batch.segment_ids.begin() + end);
+    out.offsets.push_back(out.tokens());
+    out.heads.push_back(batch.heads[s]);
+  }
+  return out;
+}
+
+// The busiest share's tokens over the average.
+double Imbalance(const Batch& batch,
+                 const std::vector<std::vector<int>>& shares, int threads) {
+  int64_t most = 0;
+  for (const std::vector<int>& share : shares) {
+    int64_t tokens = 0;
+    for (const int s : share) {
+      tokens += batch.offsets[s + 1] - batch.offsets[s];
+    }
+    most = std::max(most, tokens);
+  }
+  return static_cast<double>(most) * threads / batch.tokens();
+}
+
 class TorchEngine final : public Engine {
  public:
   TorchEngine(Bert bert, std::vector<TaskHead> heads, const at::Device& device,
-              at::ScalarType dtype)
+              at::ScalarType dtype, int threads)
       : bert_(std::move(bert)),
         heads_(std::move(heads)),
         device_(device),
-        dtype_(dtype) {}
+        dtype_(dtype),
+        threads_(threads) {
+    if (threads_ > 1) {
+      pool_ = std::make_unique<ThreadPool>("engine", threads_ - 1,
+                                           /*max_queued=*/1 << 16);
+    }
+  }
 
   absl::StatusOr<Outputs> Run(const Batch& batch) const override {
     RETURN_IF_ERROR(CheckBatch(batch, bert_.config(), heads_.size()));
     if (batch.sequences() == 0) return Outputs();
-    try {
-      return RunChecked(batch);
-    } catch (const std::exception& e) {
-      return absl::InternalError(absl::StrCat("LibTorch: ", Reason(e)));
+    // Each thread its own sequences, from the first layer to the last. OpenMP
+    // inside every pass would have the threads meet a hundred times a batch
+    // and spin in between, which is ruinous where requests are tokenized on
+    // the same processors. A lone long sequence is better off so, though.
+    if (threads_ > 1) {
+      const std::vector<std::vector<int>> shares =
+          ShareByLength(batch.offsets, threads_);
+      if (Imbalance(batch, shares, threads_) <= kMaxImbalance) {
+        return RunShares(batch, shares);
+      }
     }
+    return RunWhole(batch);
   }
 
   int width(int head) const override {
@@ -205,6 +273,44 @@ class TorchEngine final : public Engine {
   }
 
  private:
+  absl::StatusOr<Outputs> RunShares(
+      const Batch& batch, const std::vector<std::vector<int>>& shares) const {
+    std::vector<absl::StatusOr<Outputs>> results(shares.size());
+    std::latch done(static_cast<std::ptrdiff_t>(shares.size()));
+    const auto run = [&](size_t i) {
+      const OneOmpThread alone;
+      results[i] = RunWhole(Select(batch, shares[i]));
+      done.count_down();
+    };
+    for (size_t i = 1; i < shares.size(); ++i) {
+      if (!pool_->Post([&run, i] { run(i); })) run(i);
+    }
+    run(0);
+    done.wait();
+
+    std::vector<absl::Span<const float>> rows(batch.sequences());
+    for (size_t i = 0; i < shares.size(); ++i) {
+      if (!results[i].ok()) return results[i].status();
+      for (size_t k = 0; k < shares[i].size(); ++k) {
+        rows[shares[i][k]] = results[i]->Of(static_cast<int>(k));
+      }
+    }
+    Outputs outputs;
+    for (const absl::Span<const float> row : rows) {
+      outputs.values.insert(outputs.values.end(), row.begin(), row.end());
+      outputs.offsets.push_back(static_cast<int64_t>(outputs.values.size()));
+    }
+    return outputs;
+  }
+
+  absl::StatusOr<Outputs> RunWhole(const Batch& batch) const {
+    try {
+      return RunChecked(batch);
+    } catch (const std::exception& e) {
+      return absl::InternalError(absl::StrCat("LibTorch: ", Reason(e)));
+    }
+  }
+
   Outputs RunChecked(const Batch& batch) const {
     // A thread that LibTorch has not seen yet has OpenMP's thread count.
     at::internal::lazy_init_num_threads();
@@ -259,6 +365,8 @@ class TorchEngine final : public Engine {
   const std::vector<TaskHead> heads_;
   const at::Device device_;
   const at::ScalarType dtype_;
+  const int threads_;
+  std::unique_ptr<ThreadPool> pool_;  // threads_ - 1; null for one thread
 };
 
 }  // namespace
@@ -289,7 +397,8 @@ absl::StatusOr<std::unique_ptr<Engine>> NewTorchEngine(
       task_heads.push_back(std::move(task_head));
     }
     return std::unique_ptr<Engine>(std::make_unique<TorchEngine>(
-        std::move(bert), std::move(task_heads), device, dtype));
+        std::move(bert), std::move(task_heads), device, dtype,
+        device.is_cpu() ? at::get_num_threads() : 1));
   } catch (const std::exception& e) {
     return absl::InternalError(absl::StrCat("LibTorch: ", Reason(e)));
   }

@@ -51,5 +51,31 @@ TEST(LengthBuckets, OfNothingAreNone) {
   EXPECT_THAT(GroupByLength({0}), IsEmpty());
 }
 
+TEST(ShareByLength, EvensTheTokensOut) {
+  std::vector<int> lengths;
+  for (int i = 0; i < 200; ++i) lengths.push_back(i * 7919 % 60 + 4);
+  const std::vector<int32_t> offsets = Offsets(lengths);
+  for (const int parts : {1, 2, 3, 8}) {
+    const std::vector<std::vector<int>> shares = ShareByLength(offsets, parts);
+    ASSERT_EQ(shares.size(), parts);
+    std::set<int> seen;
+    for (const std::vector<int>& share : shares) {
+      int tokens = 0;
+      for (const int s : share) {
+        EXPECT_TRUE(seen.insert(s).second);
+        tokens += lengths[s];
+      }
+      EXPECT_NEAR(tokens, offsets.back() / parts, 64);
+    }
+    EXPECT_EQ(seen.size(), lengths.size());
+  }
+}
+
+TEST(ShareByLength, MakesNoEmptyPart) {
+  EXPECT_THAT(ShareByLength(Offsets({5}), 4), ElementsAre(ElementsAre(0)));
+  EXPECT_THAT(ShareByLength(Offsets({512, 1, 1}), 4),
+              ElementsAre(ElementsAre(1, 2), ElementsAre(0)));
+}
+
 }  // namespace
 }  // namespace vitrine
