@@ -466,7 +466,7 @@ TEST_F(ServerTest, NamesTheHeadThatIsMissing) {
   model.heads = without(internal::HEAD_KIND_RELEVANCE);
   Start("", model);
   const grpc::Status query = Refusal(RankOf("sofa", {"a"}));
-  EXPECT_EQ(query.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_EQ(query.error_code(), grpc::StatusCode::NOT_FOUND);
   EXPECT_THAT(query.error_message(),
               AllOf(HasSubstr("no relevance head"), HasSubstr("interest")));
   v1::ScoreRequest history;
