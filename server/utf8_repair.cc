@@ -110,6 +110,9 @@ class Walker {
     if (depth > kMaxDepth) return Malformed("nested too deeply");
     while (true) {
       ASSIGN_OR_RETURN(const uint64_t tag, Varint(at, end));
+      if (tag >> 3 == 0 || tag >> 3 > FieldDescriptor::kMaxNumber) {
+        return Malformed("bad field number");
+      }
       switch (tag & 7) {
         case kVarint:
           RETURN_IF_ERROR(Varint(at, end).status());

@@ -1,9 +1,16 @@
 // Any bytes as a request: after the repair it parses, or was no message.
 
+#include "google/protobuf/stubs/logging.h"
 #include "model/unicode.h"
 #include "server/utf8_repair.h"
 #include "tests/fuzz/fuzz.h"
 #include "vitrine/v1/inference.pb.h"
+
+extern "C" int LLVMFuzzerInitialize(int*, char***) {
+  // It would print a line for nearly every input.
+  google::protobuf::SetLogHandler(nullptr);
+  return 0;
+}
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::string bytes(reinterpret_cast<const char*>(data), size);

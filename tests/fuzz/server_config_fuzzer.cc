@@ -1,8 +1,15 @@
 // Any bytes as the server's configuration text.
 
 #include "base/textproto.h"
+#include "google/protobuf/stubs/logging.h"
 #include "server/config.h"
 #include "tests/fuzz/fuzz.h"
+
+extern "C" int LLVMFuzzerInitialize(int*, char***) {
+  // It would print a line for nearly every input.
+  google::protobuf::SetLogHandler(nullptr);
+  return 0;
+}
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const absl::string_view text(reinterpret_cast<const char*>(data), size);
