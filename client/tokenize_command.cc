@@ -15,6 +15,7 @@
 #include "base/status_macros.h"
 #include "client/command.h"
 #include "client/input.h"
+#include "model/featurizer.h"
 #include "model/load_tokenizer.h"
 #include "model/model_config.h"
 #include "model/tokenizer.h"
@@ -39,44 +40,60 @@ struct TokenizeFlags {
 };
 
 struct Shape {
+  EncoderConfig encoder;
   int max_tokens = kDefaultMaxTokens;
-  int segments = 2;
 };
 
 absl::StatusOr<Shape> ReadShape(const std::string& folder,
                                 const TokenizeFlags& flags) {
   Shape shape;
+  shape.encoder.type_vocab_size = 2;
   const std::string path = JoinPath(folder, "config.json");
   if (PathExists(path)) {
     ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxConfigBytes));
-    const absl::StatusOr<EncoderConfig> config = ParseEncoderConfig(text);
+    absl::StatusOr<EncoderConfig> config = ParseEncoderConfig(text);
     if (!config.ok()) return Annotate(config.status(), path);
-    shape.max_tokens = static_cast<int>(config->max_tokens());
-    shape.segments = static_cast<int>(config->type_vocab_size);
+    shape.encoder = *std::move(config);
+    shape.max_tokens = static_cast<int>(shape.encoder.max_tokens());
   }
   if (flags.max_tokens > 0) shape.max_tokens = flags.max_tokens;
   return shape;
 }
 
+// Budgets that leave only the whole to cut.
+internal::EncodingOptions WholeTexts(int max_tokens) {
+  internal::EncodingOptions options;
+  options.set_max_tokens(max_tokens);
+  options.set_max_query_tokens(max_tokens);
+  options.set_max_title_tokens(max_tokens);
+  options.set_max_brand_tokens(-1);
+  options.set_max_categories_tokens(-1);
+  options.set_max_attributes_tokens(-1);
+  options.set_max_description_tokens(-1);
+  return options;
+}
+
 class Writer {
  public:
   Writer(const Tokenizer& tokenizer, const Shape& shape, bool pieces)
-      : tokenizer_(tokenizer), shape_(shape), pieces_(pieces) {}
+      : tokenizer_(tokenizer),
+        featurizer_(tokenizer, WholeTexts(shape.max_tokens), shape.encoder),
+        pieces_(pieces) {}
   ~Writer() { Flush(); }
 
   absl::Status Add(absl::string_view a, std::optional<absl::string_view> b) {
     RETURN_IF_ERROR(CheckUtf8(a, "a"));
-    const size_t max_tokens = shape_.max_tokens;
-    const Tokens first = tokenizer_.Tokenize({a.data(), a.size()}, max_tokens);
+    ASSIGN_OR_RETURN(const Tokens first, featurizer_.Query(a));
     Encoding encoding;
     if (b.has_value()) {
       RETURN_IF_ERROR(CheckUtf8(*b, "b"));
-      encoding =
-          EncodePair(tokenizer_.special(), first,
-                     tokenizer_.Tokenize({b->data(), b->size()}, max_tokens),
-                     max_tokens, shape_.segments);
+      v1::Item item;
+      item.set_title(std::string(*b));
+      const absl::StatusOr<Tokens> second = featurizer_.ItemText(item);
+      // Its only error, now, is that there is no text in `b`.
+      encoding = featurizer_.Pair(first, second.ok() ? *second : Tokens());
     } else {
-      encoding = EncodeSingle(tokenizer_.special(), first, max_tokens);
+      encoding = featurizer_.Single(first);
     }
     out_ += "{\"ids\":[";
     Append(encoding.ids);
@@ -117,7 +134,7 @@ class Writer {
   }
 
   const Tokenizer& tokenizer_;
-  const Shape shape_;
+  const Featurizer featurizer_;
   const bool pieces_;
   std::string out_;
 };
@@ -214,7 +231,7 @@ void AddTokenizeCommand(CLI::App& app, GlobalOptions& globals, int* exit_code) {
   });
   tokenize->footer(
       R"(Prints a line for each input: {"ids":[…],"type_ids":[…]}. Only the second text
-of a pair is cut.
+of a pair is cut. A pair is encoded as a query and an item's title are.
 
 Examples:
   vitrine tokenize --model registry/shop/3 --text "red sofa" --pieces

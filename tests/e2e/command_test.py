@@ -227,6 +227,22 @@ class CommandTest(harness.TestCase):
                             "--pair", "red sofa", "oak table desk")
         self.assertEqual(line["ids"], ids("[CLS] red sofa [SEP] [SEP]"))
 
+    def test_tokenize_marks_shared_words_where_the_model_has_marks(self):
+        folder = os.path.join(self.temporary_folder(), "encoder")
+        models.trainer("init", "--vocab", os.path.join(models.MODELS,
+                                                       "vocab.txt"),
+                       "--layers", 1, "--hidden", 16, "--heads", 2,
+                       "--segments", 4, "--out", folder)
+        [line] = self.lines("tokenize", "--model", folder, "--pair",
+                            "red sofa", "blue sofa")
+        self.assertEqual(line["type_ids"], [0, 0, 2, 0, 1, 3, 1])
+
+    def test_tokenize_takes_an_empty_second_text(self):
+        folder = os.path.join(self.registry, "shop", "2")
+        [line] = self.lines("tokenize", "--model", folder, "--pair", "red", " ",
+                            "--pieces")
+        self.assertEqual(line["pieces"], ["[CLS]", "red", "[SEP]", "[SEP]"])
+
     def test_tokenize_names_what_is_wrong(self):
         folder = os.path.join(self.registry, "shop", "2")
         for text, message in (('{"b":"x"}', ':1: no "a"'), ("[", "not JSON"),
