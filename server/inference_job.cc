@@ -151,9 +151,9 @@ absl::Status MissingHead(const ServedVersion& version, absl::string_view kind) {
   for (const internal::Head& head : version.model->heads()) {
     absl::StrAppend(&names, names.empty() ? "" : ", ", head.name());
   }
-  return absl::NotFoundError(
-      absl::StrCat("model ", version.name, " version ", version.version,
-                   " has no ", kind, " head; it has: ", names));
+  return absl::NotFoundError(absl::StrCat("model ", version.name, " version ",
+                                          version.version, " has no ", kind,
+                                          " head; it has: ", names));
 }
 
 double Sigmoid(double x) { return 1 / (1 + std::exp(-x)); }

@@ -137,9 +137,10 @@ Metrics::Metrics()
                             "The version in service; 0 before the first.")),
       load_failures_(Counters(*registry_, "vitrine_model_load_failures_total",
                               "Versions that could not be loaded.")),
-      calls_in_flight_(Gauges(*registry_, "vitrine_calls_in_flight",
-                              "Calls that have arrived and are not answered yet.")
-                           .Add({})),
+      calls_in_flight_(
+          Gauges(*registry_, "vitrine_calls_in_flight",
+                 "Calls that have arrived and are not answered yet.")
+              .Add({})),
       cache_hits_(Counters(*registry_, "vitrine_item_vector_cache_hits_total",
                            "Item vectors found in the cache.")
                       .Add({})),

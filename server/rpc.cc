@@ -9,6 +9,7 @@
 #include "grpcpp/impl/codegen/proto_utils.h"
 #include "grpcpp/support/proto_buffer_reader.h"
 #include "server/grpc_status.h"
+#include "server/gunzip.h"
 
 namespace vitrine {
 namespace {
@@ -40,7 +41,7 @@ std::string ToString(const grpc::ByteBuffer& bytes) {
 
 }  // namespace
 
-absl::Status ParseRequest(const grpc::ByteBuffer& bytes,
+absl::Status ParseRequest(const grpc::ByteBuffer& bytes, size_t max_bytes,
                           google::protobuf::Message* message,
                           std::vector<BadString>* bad_strings) {
   {
@@ -52,6 +53,11 @@ absl::Status ParseRequest(const grpc::ByteBuffer& bytes,
   }
   message->Clear();
   std::string serialized = ToString(bytes);
+  if (IsGzip(serialized)) {
+    ASSIGN_OR_RETURN(serialized, Gunzip(serialized, max_bytes));
+    if (message->ParseFromString(serialized)) return absl::OkStatus();
+    message->Clear();
+  }
   ASSIGN_OR_RETURN(*bad_strings,
                    RepairUtf8(*message->GetDescriptor(), &serialized));
   if (!message->ParseFromString(serialized)) {
@@ -152,22 +158,24 @@ grpc::ServerUnaryReactor* Rpc::Start(
     call->Finish(admitted);
     return reactor;
   }
-  const bool posted = pool_.Post([call, &request, &request_type, &response_type,
-                                  handler = std::move(handler)] {
-    call->times.queue = absl::Now() - call->arrival();
-    absl::Status status = call->Alive();
-    if (status.ok()) {
-      call->request = request_type.New(&call->arena_);
-      call->response = response_type.New(&call->arena_);
-      // gRPC keeps the bytes until the call is finished.
-      status = ParseRequest(request, call->request, &call->bad_strings);
-    }
-    if (!status.ok()) {
-      call->Finish(status);
-      return;
-    }
-    handler(call);
-  });
+  const bool posted =
+      pool_.Post([this, call, &request, &request_type, &response_type,
+                  handler = std::move(handler)] {
+        call->times.queue = absl::Now() - call->arrival();
+        absl::Status status = call->Alive();
+        if (status.ok()) {
+          call->request = request_type.New(&call->arena_);
+          call->response = response_type.New(&call->arena_);
+          // gRPC keeps the bytes until the call is finished.
+          status = ParseRequest(request, options_.max_message_bytes,
+                                call->request, &call->bad_strings);
+        }
+        if (!status.ok()) {
+          call->Finish(status);
+          return;
+        }
+        handler(call);
+      });
   if (!posted) {
     metrics_.rejected(Rejection::kPoolFull).Increment();
     call->Finish(WithRetryDelay(

@@ -86,6 +86,7 @@ class Call {
 struct RpcOptions {
   int max_concurrent_calls = 1024;
   absl::Duration default_deadline = absl::Seconds(30);
+  size_t max_message_bytes = 16 << 20;
 };
 
 // Owned by the server; outlives all calls.
@@ -135,9 +136,10 @@ class Rpc {
   std::atomic<int> in_flight_{0};
 };
 
-// Parses `bytes` into `*message`, repairing strings where needed.
-// kInvalidArgument for anything that is not such a message.
-absl::Status ParseRequest(const grpc::ByteBuffer& bytes,
+// Parses `bytes`, inflating and repairing strings where needed, into
+// `*message`. kInvalidArgument for anything that is not such a message,
+// kResourceExhausted where it inflates to more than `max_bytes`.
+absl::Status ParseRequest(const grpc::ByteBuffer& bytes, size_t max_bytes,
                           google::protobuf::Message* message,
                           std::vector<BadString>* bad_strings);
 

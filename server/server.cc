@@ -92,7 +92,9 @@ class ServerImpl : public Server {
               config_.limits().max_concurrent_calls()),
         rpc_({.max_concurrent_calls = config_.limits().max_concurrent_calls(),
               .default_deadline =
-                  FromProtoDuration(config_.limits().default_deadline())},
+                  FromProtoDuration(config_.limits().default_deadline()),
+              .max_message_bytes =
+                  static_cast<size_t>(config_.limits().max_message_bytes())},
              pool_, metrics_),
         service_(NewInferenceService(
             {.limits = config_.limits(),
@@ -159,6 +161,9 @@ class ServerImpl : public Server {
     builder.AddListeningPort(config_.listen(), credentials, &bound);
     builder.RegisterService(service_.get());
     builder.SetMaxReceiveMessageSize(config_.limits().max_message_bytes());
+    // Messages come as they were sent, and only in what Gunzip knows.
+    builder.AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0);
+    builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_DEFLATE, false);
     // Two servers on one port would share its calls by chance.
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);

@@ -597,6 +597,27 @@ TEST_F(ServerTest, RefusesMessagesAboveTheLimit) {
   EXPECT_TRUE(Refusal(RankOf("a", {"x"})).ok());
 }
 
+TEST_F(ServerTest, TakesRequestsInGzipWithinTheSameLimit) {
+  Start("limits { max_message_bytes: 100000 }");
+  for (const int size : {20000, 99000, 101000, 50000000}) {
+    grpc::ClientContext context;
+    context.set_compression_algorithm(GRPC_COMPRESS_GZIP);
+    v1::RankRequest request = RankOf("sofa", {"good", "long"});
+    request.mutable_items(1)->set_description(std::string(size, 'a'));
+    v1::RankResponse response;
+    const grpc::Status status = stub_->Rank(&context, request, &response);
+    EXPECT_EQ(status.error_code(), size < 100000
+                                       ? grpc::StatusCode::OK
+                                       : grpc::StatusCode::RESOURCE_EXHAUSTED)
+        << status.error_message();
+    if (status.ok()) {
+      EXPECT_EQ(response.items_size(), 2);
+    } else {
+      EXPECT_THAT(status.error_message(), HasSubstr("more than 100000 bytes"));
+    }
+  }
+}
+
 TEST_F(ServerTest, ScoresStayFiniteWhateverTheModelGives) {
   FakeModelOptions model;
   model.value = [](absl::Span<const int32_t> ids, int, int) {
