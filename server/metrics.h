@@ -1,6 +1,6 @@
 #pragma once
 
-// Everything that /metrics shows. docs/metrics.md has the table.
+// Everything that /metrics shows. README.md has the table.
 //
 // Series are made at the start or when a version is loaded, at zero, and then
 // held by reference: a call never looks one up by labels. Label values come

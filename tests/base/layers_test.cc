@@ -35,7 +35,8 @@ const std::map<std::string, std::set<std::string>>& Allowed() {
 bool IsTokenizeCommand(const std::string& file, const std::string& include) {
   return file != "client/client.h" && file != "client/client.cc" &&
          (include == "model/tokenizer.h" ||
-          include == "model/load_tokenizer.h" || include == "model/unicode.h");
+          include == "model/load_tokenizer.h" ||
+          include == "model/model_config.h" || include == "model/unicode.h");
 }
 
 struct Include {
