@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "model/cpu_kernels.h"
+#include "model/dropout.h"
 #include "model/length_buckets.h"
 
 namespace vitrine {
@@ -237,7 +238,7 @@ void Bert::PrepareForInference(const at::Device& device, at::ScalarType dtype) {
 }
 
 at::Tensor Bert::Attention(const Layer& layer, const at::Tensor& x,
-                           const AttentionPlan& plan, bool dropout) const {
+                           const AttentionPlan& plan, Dropout* dropout) const {
   const int64_t hidden = config_.hidden_size;
   const int64_t heads = config_.num_heads;
   const int64_t size = hidden / heads;
@@ -272,8 +273,8 @@ at::Tensor Bert::Attention(const Layer& layer, const at::Tensor& x,
                     .view({n * heads, length, length});
     }
     weights = at::softmax(weights, -1);
-    if (dropout)
-      weights = at::dropout(weights, config_.attention_dropout, true);
+    if (dropout != nullptr)
+      weights = dropout->Apply(weights, config_.attention_dropout);
     parts.push_back(at::bmm(weights, split.select(0, 2))
                         .view({n, heads, length, size})
                         .transpose(1, 2)
@@ -283,7 +284,7 @@ at::Tensor Bert::Attention(const Layer& layer, const at::Tensor& x,
   return plan.places.defined() ? all.index_select(0, plan.places) : all;
 }
 
-at::Tensor Bert::Forward(const PackedInput& input, bool dropout) const {
+at::Tensor Bert::Forward(const PackedInput& input, Dropout* dropout) const {
   if (prepared_ && input.ids.is_cpu()) {
     return layers_[0].output.weight.scalar_type() == at::kBFloat16
                ? ForwardOnCpu<Bf16>(input)
@@ -297,7 +298,7 @@ at::Tensor Bert::Forward(const PackedInput& input, bool dropout) const {
     return at::linear(x, layer.weight, layer.bias);
   };
   const auto drop = [this, dropout](const at::Tensor& x) {
-    return dropout ? at::dropout(x, config_.hidden_dropout, true) : x;
+    return dropout != nullptr ? dropout->Apply(x, config_.hidden_dropout) : x;
   };
 
   const AttentionPlan plan = MakePlan(input.offsets, input.ids.device());

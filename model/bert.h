@@ -16,6 +16,7 @@
 
 namespace vitrine {
 
+class Dropout;
 struct AttentionPlan;
 
 // An fp32 copy on the CPU, of the view's shape.
@@ -56,9 +57,11 @@ class Bert {
   void PrepareForInference(const at::Device& device, at::ScalarType dtype);
 
   // Hidden states of the last layer, (tokens, hidden). No token sees another
-  // sequence. `dropout`: as the config says (training); none otherwise. What
+  // sequence. `dropout` (training): with the config's probabilities; null:
+  // none. What
   // else is in the batch changes a sequence's result in the last bits only.
-  at::Tensor Forward(const PackedInput& input, bool dropout = false) const;
+  at::Tensor Forward(const PackedInput& input,
+                     Dropout* dropout = nullptr) const;
 
  private:
   struct Linear {
@@ -80,7 +83,7 @@ class Bert {
   template <typename F>
   void Visit(F f);
   at::Tensor Attention(const Layer& layer, const at::Tensor& x,
-                       const AttentionPlan& plan, bool dropout) const;
+                       const AttentionPlan& plan, Dropout* dropout) const;
   // T: what the products are in.
   template <typename T>
   at::Tensor ForwardOnCpu(const PackedInput& input) const;

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "model/bert.h"
+#include "model/dropout.h"
 
 namespace vitrine {
 namespace {
@@ -104,12 +105,13 @@ void TaskHead::To(const at::Device& device, at::ScalarType dtype) {
   }
 }
 
-at::Tensor TaskHead::Forward(const at::Tensor& pooled, double dropout) const {
+at::Tensor TaskHead::Forward(const at::Tensor& pooled, Dropout* dropout,
+                             double rate) const {
   at::Tensor x = pooled;
   if (dense_weight_.defined()) {
     x = at::tanh(at::linear(x, dense_weight_, dense_bias_));
   }
-  if (dropout > 0) x = at::dropout(x, dropout, true);
+  if (dropout != nullptr) x = dropout->Apply(x, rate);
   if (out_weight_.defined()) x = at::linear(x, out_weight_, out_bias_);
   if (!Embeds(head_)) return x;
   x = x.to(at::kFloat);

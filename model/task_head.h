@@ -21,6 +21,8 @@ namespace vitrine {
 at::Tensor Pool(const at::Tensor& hidden, const std::vector<int32_t>& offsets,
                 internal::Pooling pooling);
 
+class Dropout;
+
 class TaskHead {
  public:
   static absl::StatusOr<TaskHead> FromCheckpoint(const Checkpoint& checkpoint,
@@ -37,8 +39,10 @@ class TaskHead {
   void To(const at::Device& device, at::ScalarType dtype);
 
   // pooled (sequences, hidden) -> logits (sequences, width), or unit vectors
-  // for RECOMMENDATION. `dropout` in [0, 1) is applied before the last layer.
-  at::Tensor Forward(const at::Tensor& pooled, double dropout = 0) const;
+  // for RECOMMENDATION. `dropout` (training) comes before the last layer, with
+  // probability `rate`; null: none.
+  at::Tensor Forward(const at::Tensor& pooled, Dropout* dropout = nullptr,
+                     double rate = 0) const;
 
  private:
   internal::Head head_;

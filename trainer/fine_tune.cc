@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <dlfcn.h>
 
 #include <algorithm>
 #include <chrono>
@@ -75,6 +76,26 @@ int LayerOf(absl::string_view name) {
   return layer;
 }
 
+// Shares `threads` (0: the processors) out among workers and the operations of
+// each; returns the number of workers. More workers than this would mostly add
+// up each other's gradients.
+int SetThreads(int threads) {
+  constexpr int kMaxWorkers = 8;
+  if (threads == 0) {
+    threads =
+        static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  }
+  const int workers = std::min(threads, kMaxWorkers);
+  at::set_num_threads(std::max(1, threads / workers));
+  // OpenBLAS, where it is the BLAS, has threads of its own, and a lock.
+  using Set = void (*)(int);
+  if (const auto set = reinterpret_cast<Set>(
+          dlsym(RTLD_DEFAULT, "openblas_set_num_threads"))) {
+    set(1);
+  }
+  return workers;
+}
+
 class Run {
  public:
   Run(const FineTuneOptions& options, FineTuneListener* listener,
@@ -108,6 +129,7 @@ class Run {
   const std::atomic<bool>& stop_;
 
   const ModelRegistry registry_{options_.registry};
+  Workers workers_{SetThreads(options_.threads)};
   std::unique_ptr<SourceModel> source_;
   EncoderConfig config_;  // as the source has it, the run's dropout aside
   internal::EncodingOptions encoding_;
@@ -160,8 +182,9 @@ absl::Status Run::Load() {
     source_->checkpoint.config.hidden_dropout = options_.dropout;
     source_->checkpoint.config.attention_dropout = options_.dropout;
   }
-  ASSIGN_OR_RETURN(network_, Network::Create(source_->checkpoint,
-                                             source_->heads(), report_.bf16));
+  ASSIGN_OR_RETURN(network_,
+                   Network::Create(source_->checkpoint, source_->heads(),
+                                   report_.bf16, &workers_));
   return absl::OkStatus();
 }
 
@@ -251,7 +274,6 @@ void Run::MakeOptimizer() {
   // Decayed and not, of the encoder and of the heads.
   std::vector<ParameterGroup> groups(4);
   const auto add = [&](const std::string& name, at::Tensor tensor, bool head) {
-    tensor.set_requires_grad(true);
     groups[2 * head + !IsDecayed(name)].tensors.push_back(tensor);
     trained_.push_back(tensor);
   };
@@ -269,23 +291,28 @@ void Run::MakeOptimizer() {
     groups[i].learning_rate = i < 2 ? options_.learning_rate : head_rate;
     groups[i].weight_decay = i % 2 == 0 ? options_.weight_decay : 0;
   }
-  optimizer_ = options_.sgd ? NewSgd(groups) : NewAdamW(groups);
+  optimizer_ =
+      options_.sgd ? NewSgd(groups, &workers_) : NewAdamW(groups, &workers_);
+  network_->StartTraining(trained_, options_.seed);
 }
 
 absl::Status Run::Step(const TrainingBatch& batch, double* loss) {
   const FitTask& fit = options_.tasks[batch.task];
-  const at::Tensor value = tasks_[batch.task]->Loss(
-      *network_, heads_[batch.task], batch.examples, /*dropout=*/true);
-  *loss = value.item<double>();
+  const Task& task = *tasks_[batch.task];
+  *loss = network_->ForwardBackward(
+      heads_[batch.task], task.Sequences(batch.examples),
+      [&task, &batch](const at::Tensor& outputs) {
+        return task.Loss(batch.examples, outputs);
+      },
+      fit.weight);
   if (!std::isfinite(*loss)) {
     return absl::FailedPreconditionError(absl::StrCat(
-        "head ", tasks_[batch.task]->head().name(), ": the loss became ", *loss,
-        " at step ", step_ + 1, "; a lower --learning-rate may help"));
+        "head ", task.head().name(), ": the loss became ", *loss, " at step ",
+        step_ + 1, "; a lower --learning-rate may help"));
   }
-  (value * fit.weight).backward();
   double scale = 1;
   if (options_.clip > 0) {
-    const double norm = GradientNorm(trained_);
+    const double norm = GradientNorm(trained_, &workers_);
     if (norm > options_.clip) scale = options_.clip / norm;
   }
   optimizer_->Step(
@@ -347,7 +374,6 @@ double Run::Selection(const Metrics& metrics) const {
 absl::Status Run::Train() {
   const Clock::time_point start = Clock::now();
   std::mt19937_64 random(options_.seed);
-  at::manual_seed(options_.seed);
   // The first epoch's batches tell how many steps there are, about: the cut
   // by tokens moves a little from epoch to epoch.
   const auto make = [&] {
@@ -469,9 +495,6 @@ absl::Status Run::Publish() {
 
 absl::StatusOr<FineTuneReport> Run::Go() {
   RETURN_IF_ERROR(CheckOptions(options_));
-  at::set_num_threads(options_.threads > 0
-                          ? options_.threads
-                          : std::max(1u, std::thread::hardware_concurrency()));
   RETURN_IF_ERROR(Load());
   RETURN_IF_ERROR(ReadData());
   RETURN_IF_ERROR(MakeTasks());

@@ -56,20 +56,24 @@ class InterestTask : public Task {
     return static_cast<int>(training_[example].ids.size());
   }
 
-  at::Tensor Loss(const Network& network, int h,
-                  absl::Span<const int32_t> examples,
-                  bool dropout) const override {
+  std::vector<const Encoding*> Sequences(
+      absl::Span<const int32_t> examples) const override {
+    return Pick(training_, examples);
+  }
+
+  at::Tensor Loss(absl::Span<const int32_t> examples,
+                  const at::Tensor& outputs) const override {
     const int labels = head_.labels_size();
-    std::vector<const Encoding*> sequences;
     std::vector<float> targets;
     for (const int32_t example : examples) {
-      sequences.push_back(&training_[example]);
       const auto row = training_truth_.begin() + example * labels;
       targets.insert(targets.end(), row, row + labels);
     }
-    const at::Tensor logits = network.Forward(h, sequences, dropout);
+    // The sum over labels, a row's log-likelihood like the other tasks': the
+    // mean would all but vanish beside them where there are many labels.
     return at::binary_cross_entropy_with_logits(
-        logits, at::tensor(targets).view_as(logits));
+               outputs, at::tensor(targets).view_as(outputs)) *
+           labels;
   }
 
   int validation_rows() const override {
@@ -166,17 +170,18 @@ class ClassificationTask : public Task {
     return static_cast<int>(training_[example].ids.size());
   }
 
-  at::Tensor Loss(const Network& network, int h,
-                  absl::Span<const int32_t> examples,
-                  bool dropout) const override {
-    std::vector<const Encoding*> sequences;
+  std::vector<const Encoding*> Sequences(
+      absl::Span<const int32_t> examples) const override {
+    return Pick(training_, examples);
+  }
+
+  at::Tensor Loss(absl::Span<const int32_t> examples,
+                  const at::Tensor& outputs) const override {
     std::vector<int64_t> targets;
     for (const int32_t example : examples) {
-      sequences.push_back(&training_[example]);
       targets.push_back(training_truth_[example]);
     }
-    const at::Tensor logits = network.Forward(h, sequences, dropout);
-    return at::nll_loss(at::log_softmax(logits, 1), at::tensor(targets));
+    return at::nll_loss(at::log_softmax(outputs, 1), at::tensor(targets));
   }
 
   int validation_rows() const override {

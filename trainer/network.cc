@@ -2,8 +2,10 @@
 
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <numeric>
 
@@ -54,6 +56,22 @@ NamedTensor ToNamed(const std::string& name, const at::Tensor& tensor,
   return out;
 }
 
+// Bounds of at most `shares` runs of sequences with about as many tokens each.
+std::vector<size_t> SplitByTokens(absl::Span<const Encoding* const> sequences,
+                                  int shares) {
+  int64_t total = 0;
+  for (const Encoding* const s : sequences) total += s->ids.size();
+  std::vector<size_t> bounds = {0};
+  int64_t tokens = 0;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    tokens += sequences[i]->ids.size();
+    if (tokens * shares >= total * static_cast<int64_t>(bounds.size())) {
+      bounds.push_back(i + 1);
+    }
+  }
+  return bounds;
+}
+
 // A head whose weights are `tensors`.
 absl::StatusOr<TaskHead> HeadOf(const EncoderConfig& config,
                                 const internal::Head& head,
@@ -77,8 +95,9 @@ Network::~Network() = default;
 
 absl::StatusOr<std::unique_ptr<Network>> Network::Create(
     const Checkpoint& checkpoint, const std::vector<internal::Head>& heads,
-    bool bf16) {
+    bool bf16, Workers* workers) {
   std::unique_ptr<Network> network(new Network());
+  network->workers_ = workers;
   network->bf16_ = bf16;
   ASSIGN_OR_RETURN(Bert bert, Bert::FromCheckpoint(checkpoint));
   network->bert_ = std::make_unique<Bert>(std::move(bert));
@@ -166,7 +185,7 @@ std::vector<std::pair<std::string, at::Tensor>> Network::HeadParameters(
 }
 
 at::Tensor Network::Run(int h, absl::Span<const Encoding* const> sequences,
-                        bool dropout) const {
+                        Dropout* dropout) const {
   Batch batch;
   for (const Encoding* const sequence : sequences) {
     batch.Add(*sequence, HeadMask{1});
@@ -180,40 +199,90 @@ at::Tensor Network::Run(int h, absl::Span<const Encoding* const> sequences,
   const at::Tensor pooled =
       Pool(bert_->Forward(input, dropout), input.offsets, pooling);
   return weights_[h]
-      ->Forward(pooled, dropout ? config().hidden_dropout : 0)
+      ->Forward(pooled, dropout, config().hidden_dropout)
       .to(at::kFloat);
 }
 
-at::Tensor Network::Forward(int h, absl::Span<const Encoding* const> sequences,
-                            bool dropout) const {
-  return Run(h, sequences, dropout);
+void Network::StartTraining(std::vector<at::Tensor> parameters, uint64_t seed) {
+  parameters_ = std::move(parameters);
+  for (at::Tensor& tensor : parameters_) tensor.set_requires_grad(true);
+  dropout_.clear();
+  for (int i = 0; i < workers_->count(); ++i) {
+    dropout_.emplace_back(seed * 1000003 + i);
+  }
+}
+
+double Network::ForwardBackward(int h,
+                                absl::Span<const Encoding* const> sequences,
+                                const LossFunction& loss, double weight) {
+  const std::vector<size_t> bounds =
+      SplitByTokens(sequences, workers_->count());
+  const auto shares = static_cast<int>(bounds.size()) - 1;
+  std::vector<at::Tensor> outputs(shares);
+  workers_->Run(shares, [&](int i) {
+    outputs[i] = Run(h, sequences.subspan(bounds[i], bounds[i + 1] - bounds[i]),
+                     &dropout_[i]);
+  });
+  // The loss sees all outputs at once, in the softmax over a batch too.
+  at::Tensor all = at::cat(outputs).detach();
+  all.set_requires_grad(true);
+  const at::Tensor value = loss(all);
+  const double result = value.item<double>();
+  if (!std::isfinite(result)) return result;
+  (value * weight).backward();
+  const at::Tensor gradient = all.grad();
+
+  std::vector<std::vector<at::Tensor>> gradients(shares);
+  workers_->Run(shares, [&](int i) {
+    const auto begin = static_cast<int64_t>(bounds[i]);
+    const auto length = static_cast<int64_t>(bounds[i + 1] - bounds[i]);
+    gradients[i] = torch::autograd::grad(
+        {outputs[i]}, parameters_, {gradient.narrow(0, begin, length)},
+        /*retain_graph=*/c10::nullopt, /*create_graph=*/false,
+        /*allow_unused=*/true);
+  });
+  // Sums in the order of the shares, so that they are the same every time.
+  workers_->Run(static_cast<int>(parameters_.size()), [&](int p) {
+    const at::NoGradGuard no_grad;
+    at::Tensor sum = gradients[0][p];
+    for (int i = 1; i < shares && sum.defined(); ++i) {
+      sum = sum + gradients[i][p];
+    }
+    parameters_[p].mutable_grad() = sum;
+  });
+  return result;
 }
 
 std::vector<float> Network::Infer(
     int h, absl::Span<const Encoding* const> sequences) const {
-  const at::NoGradGuard no_grad;
   std::vector<int> order(sequences.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&sequences](int a, int b) {
     return sequences[a]->ids.size() < sequences[b]->ids.size();
   });
-  const int64_t columns = width(h);
-  std::vector<float> out(sequences.size() * columns);
-  std::vector<const Encoding*> batch;
-  for (size_t begin = 0; begin < order.size();) {
-    batch.clear();
-    int64_t tokens = 0;
-    size_t end = begin;
-    while (end < order.size() && (batch.empty() || tokens < kInferTokens)) {
-      batch.push_back(sequences[order[end++]]);
-      tokens += batch.back()->ids.size();
-    }
-    const at::Tensor rows = Run(h, batch, /*dropout=*/false).contiguous();
-    const float* row = rows.data_ptr<float>();
-    for (; begin < end; ++begin, row += columns) {
-      std::copy(row, row + columns, out.begin() + order[begin] * columns);
+  std::vector<const Encoding*> sorted(sequences.size());
+  std::vector<size_t> bounds = {0};
+  int64_t tokens = 0;
+  for (size_t i = 0; i < order.size(); ++i) {
+    sorted[i] = sequences[order[i]];
+    tokens += static_cast<int64_t>(sorted[i]->ids.size());
+    if (tokens >= kInferTokens || i + 1 == order.size()) {
+      bounds.push_back(i + 1);
+      tokens = 0;
     }
   }
+  const int64_t columns = width(h);
+  std::vector<float> out(sequences.size() * columns);
+  workers_->Run(static_cast<int>(bounds.size()) - 1, [&](int b) {
+    const at::NoGradGuard no_grad;
+    const auto batch = absl::MakeConstSpan(sorted).subspan(
+        bounds[b], bounds[b + 1] - bounds[b]);
+    const at::Tensor rows = Run(h, batch, /*dropout=*/nullptr).contiguous();
+    const float* row = rows.data_ptr<float>();
+    for (size_t i = bounds[b]; i < bounds[b + 1]; ++i, row += columns) {
+      std::copy(row, row + columns, out.begin() + order[i] * columns);
+    }
+  });
   return out;
 }
 

@@ -5,6 +5,7 @@
 //
 // Free of LibTorch (only names at::Tensor), like every header but two.
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -13,9 +14,11 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "model/checkpoint.h"
+#include "model/dropout.h"
 #include "model/model_config.h"
 #include "model/safetensors.h"
 #include "model/tokenizer.h"
+#include "trainer/workers.h"
 #include "vitrine/internal/manifest.pb.h"
 
 namespace at {
@@ -31,9 +34,10 @@ class Network {
  public:
   // Heads of `heads` are loaded from the checkpoint. `bf16`: products run
   // under autocast, parameters stay fp32. Dropout is as the config says.
+  // `workers` outlives the network.
   static absl::StatusOr<std::unique_ptr<Network>> Create(
       const Checkpoint& checkpoint, const std::vector<internal::Head>& heads,
-      bool bf16);
+      bool bf16, Workers* workers);
   // A fresh encoder without heads.
   static std::unique_ptr<Network> Random(const EncoderConfig& config,
                                          uint64_t seed);
@@ -57,12 +61,20 @@ class Network {
   std::vector<std::pair<std::string, at::Tensor>> EncoderParameters() const;
   std::vector<std::pair<std::string, at::Tensor>> HeadParameters(int h) const;
 
-  // Raw outputs of head `h`, (sequences, width) fp32, with gradients.
-  // `dropout`: the encoder's and before the head's last layer.
-  at::Tensor Forward(int h, absl::Span<const Encoding* const> sequences,
-                     bool dropout) const;
+  // Starts training: gradients will be of `parameters`, masks of dropout from
+  // `seed`.
+  void StartTraining(std::vector<at::Tensor> parameters, uint64_t seed);
 
-  // The same without gradients or dropout, row-major, in the given order;
+  // The loss of head `h`'s raw outputs, (sequences, width) fp32, as a scalar.
+  using LossFunction = std::function<at::Tensor(const at::Tensor& outputs)>;
+
+  // Runs the sequences with dropout, each worker a share of them, and sets the
+  // parameters' gradients to those of `weight` times the loss. Returns the
+  // loss; where that is not finite, gradients are left as they were.
+  double ForwardBackward(int h, absl::Span<const Encoding* const> sequences,
+                         const LossFunction& loss, double weight);
+
+  // Raw outputs without gradients or dropout, row-major, in the given order;
   // batched by length inside.
   std::vector<float> Infer(int h,
                            absl::Span<const Encoding* const> sequences) const;
@@ -76,9 +88,12 @@ class Network {
   Network();
 
   at::Tensor Run(int h, absl::Span<const Encoding* const> sequences,
-                 bool dropout) const;
+                 Dropout* dropout) const;
 
   bool bf16_ = false;
+  Workers* workers_ = nullptr;
+  std::vector<at::Tensor> parameters_;
+  std::vector<Dropout> dropout_;  // of each worker
   std::unique_ptr<Bert> bert_;
   std::vector<internal::Head> heads_;
   std::vector<std::unique_ptr<TaskHead>> weights_;  // of each head

@@ -1,14 +1,16 @@
 #include "trainer/optimizer.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <cmath>
+#include <numeric>
 
 namespace vitrine {
 namespace {
 
-constexpr int64_t kGrain = 1 << 14;
+// Elements that one worker takes at a time.
+constexpr int64_t kPart = 1 << 16;
 
 // One tensor with its state: `a` and `b` are as large as it.
 struct Slot {
@@ -35,45 +37,59 @@ std::vector<Slot> MakeSlots(const std::vector<ParameterGroup>& groups,
 // Calls update(slot, parameters, gradients, begin, end) over every slot that
 // has a gradient, and drops the gradient.
 template <typename Update>
-void ForEachSlot(std::vector<Slot>* slots, const Update& update) {
+void ForEachSlot(std::vector<Slot>* slots, Workers* workers,
+                 const Update& update) {
+  struct Part {
+    Slot* slot;
+    at::Tensor gradient;
+    int64_t begin;
+  };
+  std::vector<Part> parts;
   for (Slot& slot : *slots) {
     if (!slot.tensor.grad().defined()) continue;
     const at::Tensor gradient = slot.tensor.grad().contiguous();
-    float* const p = slot.tensor.data_ptr<float>();
-    const float* const g = gradient.data_ptr<float>();
-    at::parallel_for(
-        0, slot.tensor.numel(), kGrain,
-        [&](int64_t begin, int64_t end) { update(&slot, p, g, begin, end); });
+    for (int64_t begin = 0; begin < slot.tensor.numel(); begin += kPart) {
+      parts.push_back({&slot, gradient, begin});
+    }
     slot.tensor.mutable_grad() = at::Tensor();
   }
+  workers->Run(static_cast<int>(parts.size()), [&](int i) {
+    const Part& part = parts[i];
+    update(part.slot, part.slot->tensor.template data_ptr<float>(),
+           part.gradient.template data_ptr<float>(), part.begin,
+           std::min(part.begin + kPart, part.slot->tensor.numel()));
+  });
 }
 
 class AdamW : public Optimizer {
  public:
-  explicit AdamW(const std::vector<ParameterGroup>& groups)
-      : slots_(MakeSlots(groups, /*two=*/true)) {}
+  AdamW(const std::vector<ParameterGroup>& groups, Workers* workers)
+      : workers_(workers), slots_(MakeSlots(groups, /*two=*/true)) {}
 
   void Step(double rate_factor, double gradient_scale) override {
     ++steps_;
     const float correct1 = static_cast<float>(1 - std::pow(kBeta1, steps_));
     const float correct2 = static_cast<float>(1 - std::pow(kBeta2, steps_));
     const auto scale = static_cast<float>(gradient_scale);
-    ForEachSlot(&slots_, [&](Slot* slot, float* p, const float* g,
-                             int64_t begin, int64_t end) {
-      const auto rate = static_cast<float>(slot->learning_rate * rate_factor);
-      const auto keep = static_cast<float>(
-          1 - slot->learning_rate * rate_factor * slot->weight_decay);
-      const float step = rate / correct1;
-      const float root = 1 / std::sqrt(correct2);
-      float* const m = slot->a.data();
-      float* const v = slot->b.data();
-      for (int64_t i = begin; i < end; ++i) {
-        const float gradient = g[i] * scale;
-        m[i] = kBeta1 * m[i] + (1 - kBeta1) * gradient;
-        v[i] = kBeta2 * v[i] + (1 - kBeta2) * gradient * gradient;
-        p[i] = keep * p[i] - step * m[i] / (std::sqrt(v[i]) * root + kEpsilon);
-      }
-    });
+    ForEachSlot(
+        &slots_, workers_,
+        [&](Slot* slot, float* p, const float* g, int64_t begin, int64_t end) {
+          const auto rate =
+              static_cast<float>(slot->learning_rate * rate_factor);
+          const auto keep = static_cast<float>(
+              1 - slot->learning_rate * rate_factor * slot->weight_decay);
+          const float step = rate / correct1;
+          const float root = 1 / std::sqrt(correct2);
+          float* const m = slot->a.data();
+          float* const v = slot->b.data();
+          for (int64_t i = begin; i < end; ++i) {
+            const float gradient = g[i] * scale;
+            m[i] = kBeta1 * m[i] + (1 - kBeta1) * gradient;
+            v[i] = kBeta2 * v[i] + (1 - kBeta2) * gradient * gradient;
+            p[i] =
+                keep * p[i] - step * m[i] / (std::sqrt(v[i]) * root + kEpsilon);
+          }
+        });
   }
 
  private:
@@ -81,55 +97,61 @@ class AdamW : public Optimizer {
   static constexpr float kBeta2 = 0.999f;
   static constexpr float kEpsilon = 1e-8f;
 
+  Workers* const workers_;
   std::vector<Slot> slots_;
   int64_t steps_ = 0;
 };
 
 class Sgd : public Optimizer {
  public:
-  explicit Sgd(const std::vector<ParameterGroup>& groups)
-      : slots_(MakeSlots(groups, /*two=*/false)) {}
+  Sgd(const std::vector<ParameterGroup>& groups, Workers* workers)
+      : workers_(workers), slots_(MakeSlots(groups, /*two=*/false)) {}
 
   void Step(double rate_factor, double gradient_scale) override {
     const auto scale = static_cast<float>(gradient_scale);
-    ForEachSlot(&slots_, [&](Slot* slot, float* p, const float* g,
-                             int64_t begin, int64_t end) {
-      const auto rate = static_cast<float>(slot->learning_rate * rate_factor);
-      const auto keep = static_cast<float>(
-          1 - slot->learning_rate * rate_factor * slot->weight_decay);
-      float* const momentum = slot->a.data();
-      for (int64_t i = begin; i < end; ++i) {
-        momentum[i] = kMomentum * momentum[i] + g[i] * scale;
-        p[i] = keep * p[i] - rate * momentum[i];
-      }
-    });
+    ForEachSlot(
+        &slots_, workers_,
+        [&](Slot* slot, float* p, const float* g, int64_t begin, int64_t end) {
+          const auto rate =
+              static_cast<float>(slot->learning_rate * rate_factor);
+          const auto keep = static_cast<float>(
+              1 - slot->learning_rate * rate_factor * slot->weight_decay);
+          float* const momentum = slot->a.data();
+          for (int64_t i = begin; i < end; ++i) {
+            momentum[i] = kMomentum * momentum[i] + g[i] * scale;
+            p[i] = keep * p[i] - rate * momentum[i];
+          }
+        });
   }
 
  private:
   static constexpr float kMomentum = 0.9f;
 
+  Workers* const workers_;
   std::vector<Slot> slots_;
 };
 
 }  // namespace
 
-std::unique_ptr<Optimizer> NewAdamW(std::vector<ParameterGroup> groups) {
-  return std::make_unique<AdamW>(groups);
+std::unique_ptr<Optimizer> NewAdamW(std::vector<ParameterGroup> groups,
+                                    Workers* workers) {
+  return std::make_unique<AdamW>(groups, workers);
 }
 
-std::unique_ptr<Optimizer> NewSgd(std::vector<ParameterGroup> groups) {
-  return std::make_unique<Sgd>(groups);
+std::unique_ptr<Optimizer> NewSgd(std::vector<ParameterGroup> groups,
+                                  Workers* workers) {
+  return std::make_unique<Sgd>(groups, workers);
 }
 
-double GradientNorm(const std::vector<at::Tensor>& tensors) {
-  const at::NoGradGuard no_grad;
-  double squares = 0;
-  for (const at::Tensor& tensor : tensors) {
-    if (!tensor.grad().defined()) continue;
-    const double norm = tensor.grad().norm().item<double>();
-    squares += norm * norm;
-  }
-  return std::sqrt(squares);
+double GradientNorm(const std::vector<at::Tensor>& tensors, Workers* workers) {
+  std::vector<double> squares(tensors.size());
+  workers->Run(static_cast<int>(tensors.size()), [&](int i) {
+    const at::NoGradGuard no_grad;
+    if (!tensors[i].grad().defined()) return;
+    const double norm = tensors[i].grad().norm().item<double>();
+    squares[i] = norm * norm;
+  });
+  return std::sqrt(std::accumulate(squares.begin(), squares.end(), 0.0));
 }
 
 }  // namespace vitrine

@@ -6,6 +6,8 @@
 #include <memory>
 #include <vector>
 
+#include "trainer/workers.h"
+
 namespace at {
 class Tensor;
 }
@@ -30,12 +32,15 @@ class Optimizer {
 };
 
 // Loshchilov and Hutter, 2019; betas 0.9 and 0.999, epsilon 1e-8.
-std::unique_ptr<Optimizer> NewAdamW(std::vector<ParameterGroup> groups);
+// `workers` outlives the optimizer.
+std::unique_ptr<Optimizer> NewAdamW(std::vector<ParameterGroup> groups,
+                                    Workers* workers);
 
 // With momentum 0.9.
-std::unique_ptr<Optimizer> NewSgd(std::vector<ParameterGroup> groups);
+std::unique_ptr<Optimizer> NewSgd(std::vector<ParameterGroup> groups,
+                                  Workers* workers);
 
 // The L2 norm of all gradients together.
-double GradientNorm(const std::vector<at::Tensor>& tensors);
+double GradientNorm(const std::vector<at::Tensor>& tensors, Workers* workers);
 
 }  // namespace vitrine

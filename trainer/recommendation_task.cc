@@ -66,48 +66,46 @@ class RecommendationTask : public Task {
     return static_cast<int>(e.history.ids.size() + items_[e.target].ids.size());
   }
 
-  at::Tensor Loss(const Network& network, int h,
-                  absl::Span<const int32_t> examples,
-                  bool dropout) const override {
-    // The batch's items, each once: the columns.
-    std::vector<int32_t> columns;
-    absl::flat_hash_map<int32_t, int32_t> column_of;
-    std::vector<int64_t> targets;
+  std::vector<const Encoding*> Sequences(
+      absl::Span<const int32_t> examples) const override {
     std::vector<const Encoding*> sequences;
     for (const int32_t example : examples) {
-      const Example& e = training_[example];
-      const auto [it, added] =
-          column_of.emplace(e.target, static_cast<int32_t>(columns.size()));
-      if (added) columns.push_back(e.target);
-      targets.push_back(it->second);
-      sequences.push_back(&e.history);
+      sequences.push_back(&training_[example].history);
     }
+    for (const int32_t item : ColumnsOf(examples).items) {
+      sequences.push_back(&items_[item]);
+    }
+    return sequences;
+  }
+
+  at::Tensor Loss(absl::Span<const int32_t> examples,
+                  const at::Tensor& outputs) const override {
+    const Columns columns = ColumnsOf(examples);
     const auto rows = static_cast<int64_t>(examples.size());
-    const auto width = static_cast<int64_t>(columns.size());
+    const auto width = static_cast<int64_t>(columns.items.size());
     std::vector<float> shift(rows * width);
     for (int64_t c = 0; c < width; ++c) {
       // -log of the share; what all columns have in common does not matter.
       const float correction =
-          -std::log(static_cast<float>(std::max(counts_[columns[c]], 1)));
+          -std::log(static_cast<float>(std::max(counts_[columns.items[c]], 1)));
       for (int64_t r = 0; r < rows; ++r) shift[r * width + c] = correction;
     }
     for (int64_t r = 0; r < rows; ++r) {
       // What the same user chose at another time is no negative.
       const Example& e = training_[examples[r]];
       for (const int32_t item : split_.training.histories[e.user].items) {
-        const auto it = column_of.find(item);
-        if (it != column_of.end() && it->second != targets[r]) {
+        const auto it = columns.of.find(item);
+        if (it != columns.of.end() && it->second != columns.targets[r]) {
           shift[r * width + it->second] = -1e9f;
         }
       }
     }
-    for (const int32_t item : columns) sequences.push_back(&items_[item]);
-    const at::Tensor vectors = network.Forward(h, sequences, dropout);
     const at::Tensor logits =
-        at::mm(vectors.narrow(0, 0, rows), vectors.narrow(0, rows, width).t()) /
+        at::mm(outputs.narrow(0, 0, rows), outputs.narrow(0, rows, width).t()) /
             temperature_ +
         at::tensor(shift).view({rows, width});
-    return at::nll_loss(at::log_softmax(logits, 1), at::tensor(targets));
+    return at::nll_loss(at::log_softmax(logits, 1),
+                        at::tensor(columns.targets));
   }
 
   int validation_rows() const override {
@@ -187,6 +185,24 @@ class RecommendationTask : public Task {
     int32_t target;
     Encoding history;
   };
+
+  // The items that a batch is told apart by, each once.
+  struct Columns {
+    std::vector<int32_t> items;
+    absl::flat_hash_map<int32_t, int32_t> of;  // the column of an item
+    std::vector<int64_t> targets;              // the column of each example
+  };
+  Columns ColumnsOf(absl::Span<const int32_t> examples) const {
+    Columns columns;
+    for (const int32_t example : examples) {
+      const int32_t target = training_[example].target;
+      const auto [it, added] = columns.of.emplace(
+          target, static_cast<int32_t>(columns.items.size()));
+      if (added) columns.items.push_back(target);
+      columns.targets.push_back(it->second);
+    }
+    return columns;
+  }
 
   // (histories, items) fp32, contiguous.
   at::Tensor Cosines(const Network& network, int h,

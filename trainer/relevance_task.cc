@@ -54,17 +54,19 @@ class RelevanceTask : public Task {
     return static_cast<int>(training_[example].ids.size());
   }
 
-  at::Tensor Loss(const Network& network, int h,
-                  absl::Span<const int32_t> examples,
-                  bool dropout) const override {
-    std::vector<const Encoding*> sequences;
+  std::vector<const Encoding*> Sequences(
+      absl::Span<const int32_t> examples) const override {
+    return Pick(training_, examples);
+  }
+
+  at::Tensor Loss(absl::Span<const int32_t> examples,
+                  const at::Tensor& outputs) const override {
     std::vector<float> targets;
     for (const int32_t example : examples) {
-      sequences.push_back(&training_[example]);
       targets.push_back(targets_[example]);
     }
-    const at::Tensor logits = network.Forward(h, sequences, dropout).view({-1});
-    return at::binary_cross_entropy_with_logits(logits, at::tensor(targets));
+    return at::binary_cross_entropy_with_logits(outputs.view({-1}),
+                                                at::tensor(targets));
   }
 
   int validation_rows() const override {

@@ -63,6 +63,13 @@ std::vector<const Encoding*> Pointers(const std::vector<Encoding>& encodings) {
   return out;
 }
 
+std::vector<const Encoding*> Pick(const std::vector<Encoding>& encodings,
+                                  absl::Span<const int32_t> numbers) {
+  std::vector<const Encoding*> out;
+  for (const int32_t number : numbers) out.push_back(&encodings[number]);
+  return out;
+}
+
 std::vector<const Encoding*> SpreadOver(const std::vector<Encoding>& encodings,
                                         size_t count) {
   count = std::min(count, encodings.size());

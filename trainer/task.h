@@ -48,16 +48,18 @@ class Task {
   virtual int examples() const = 0;
   virtual int tokens(int example) const = 0;
 
-  // The mean loss of the examples, a scalar with gradients. Head number `h`
-  // of `network` is head().
-  virtual at::Tensor Loss(const Network& network, int h,
-                          absl::Span<const int32_t> examples,
-                          bool dropout) const = 0;
+  // What the network is to run for the examples.
+  virtual std::vector<const Encoding*> Sequences(
+      absl::Span<const int32_t> examples) const = 0;
+  // The mean loss of the examples, a scalar, from the head's raw outputs for
+  // those sequences.
+  virtual at::Tensor Loss(absl::Span<const int32_t> examples,
+                          const at::Tensor& outputs) const = 0;
 
   // Held-out rows that count.
   virtual int validation_rows() const = 0;
   // Over the held-out rows; the first is the one to select by (the larger the
-  // better). Empty without such rows.
+  // better). Empty without such rows. Head number `h` of `network` is head().
   virtual std::vector<MetricValue> Evaluate(const Network& network,
                                             int h) const = 0;
   virtual std::vector<Baseline> Baselines() const = 0;
@@ -103,6 +105,8 @@ absl::StatusOr<Encoding> EncodeHistory(const Featurizer& featurizer,
                                        const Catalogue& catalogue,
                                        absl::Span<const int32_t> items);
 std::vector<const Encoding*> Pointers(const std::vector<Encoding>& encodings);
+std::vector<const Encoding*> Pick(const std::vector<Encoding>& encodings,
+                                  absl::Span<const int32_t> numbers);
 // Every n-th of `encodings`, at most `count`.
 std::vector<const Encoding*> SpreadOver(const std::vector<Encoding>& encodings,
                                         size_t count);

@@ -1,0 +1,27 @@
+#pragma once
+
+// Dropout with a generator of its own: several threads train at once, each
+// with masks that depend on nothing but its seed. (LibTorch's generator is one
+// for the process, behind a lock, and an order of magnitude slower.)
+
+#include <cstdint>
+
+namespace at {
+class Tensor;
+}
+
+namespace vitrine {
+
+// For one thread at a time.
+class Dropout {
+ public:
+  explicit Dropout(uint64_t seed) : state_(seed * 0x9E3779B97F4A7C15u + 1) {}
+
+  // Each element of `x` with probability `p` 0, else divided by 1 - p.
+  at::Tensor Apply(const at::Tensor& x, double p);
+
+ private:
+  uint64_t state_;
+};
+
+}  // namespace vitrine

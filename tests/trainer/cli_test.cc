@@ -1,0 +1,170 @@
+// The program itself, as a shell would call it.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "base/file.h"
+#include "nlohmann/json.hpp"
+#include "store/model_registry.h"
+#include "tests/testing/tiny_model.h"
+#include "tests/trainer/small_shop.h"
+
+namespace vitrine {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+struct Result {
+  int exit_code = -1;
+  std::string out;
+  std::string err;
+};
+
+class CliTest : public ::testing::Test {
+ protected:
+  Result Call(const std::string& arguments) {
+    const std::string out = shop_.File("stdout"), err = shop_.File("stderr");
+    const int status =
+        std::system(absl::StrCat(VITRINE_BIN_DIR, "/vitrine-trainer ",
+                                 arguments, " >", out, " 2>", err)
+                        .c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, *ReadFile(out),
+            *ReadFile(err)};
+  }
+
+  std::string FitArguments(int epochs) const {
+    return absl::StrCat("fit --from ", shop_.encoder(), " --items ",
+                        shop_.items(), " --task relevance --data ",
+                        shop_.relevance(), " --learning-rate 3e-3 --epochs ",
+                        epochs, " --threads 1 --out ", shop_.registry(),
+                        " --model shop");
+  }
+
+  SmallShop shop_;
+};
+
+TEST_F(CliTest, HelpTeachesAndWrongUsageExitsWithTwo) {
+  EXPECT_THAT(Call("--help").out, HasSubstr("Examples:"));
+  for (const char* const command : {"init", "import", "fit"}) {
+    const Result help = Call(absl::StrCat(command, " --help"));
+    EXPECT_EQ(help.exit_code, 0);
+    EXPECT_THAT(help.out, HasSubstr("Example"));
+  }
+  EXPECT_EQ(Call("").exit_code, 2);
+  EXPECT_EQ(Call("nothing").exit_code, 2);
+  EXPECT_EQ(Call("fit --task relevance").exit_code, 2);
+  const Result freeze = Call(FitArguments(1) + " --freeze half");
+  EXPECT_EQ(freeze.exit_code, 2);
+  EXPECT_THAT(freeze.err, HasSubstr("half"));
+}
+
+TEST_F(CliTest, InitFitAndImportMakeVersions) {
+  const std::string encoder = shop_.File("fresh");
+  const std::string init =
+      absl::StrCat("init --vocab ", shop_.File("encoder/vocab.txt"),
+                   " --layers 1 --hidden 32 --segments 4 --out ", encoder);
+  const Result made = Call(init);
+  ASSERT_EQ(made.exit_code, 0) << made.err;
+  EXPECT_THAT(made.out, HasSubstr("23 pieces"));
+  // It does not write over what is there.
+  EXPECT_THAT(Call(init).err, HasSubstr("not empty"));
+
+  const Result fit = Call(FitArguments(2) + " --json");
+  ASSERT_EQ(fit.exit_code, 0) << fit.err;
+  const auto json = nlohmann::json::parse(fit.out);  // one line, nothing else
+  EXPECT_EQ(json["version"], 1);
+  EXPECT_EQ(json["heads"][0]["kind"], "relevance");
+  EXPECT_TRUE(json["heads"][0]["before"].is_null());
+  EXPECT_GT(json["heads"][0]["after"]["ndcg@10"], 0.1);
+  EXPECT_GT(json["heads"][0]["baselines"]["bm25"]["ndcg@10"], 0.1);
+  EXPECT_THAT(fit.err, HasSubstr("epoch 2 loss"));
+  EXPECT_THAT(fit.err, Not(HasSubstr("\033")));  // no bar into a file
+
+  ASSERT_TRUE(testing::WriteTinyModel(shop_.File("hf")).ok());
+  const Result import =
+      Call(absl::StrCat("import --from ", shop_.File("hf"), " --out ",
+                        shop_.registry(), " --model other"));
+  ASSERT_EQ(import.exit_code, 0) << import.err;
+  EXPECT_THAT(import.out, HasSubstr("head       relevance"));
+  EXPECT_THAT(import.out, HasSubstr("wordpiece"));
+  EXPECT_THAT(*ModelRegistry(shop_.registry()).ListModels(),
+              ElementsAre("other", "shop"));
+}
+
+TEST_F(CliTest, ImportNamesTheTensorThatIsCut) {
+  const std::string folder = shop_.File("hf");
+  ASSERT_TRUE(testing::WriteTinyModel(folder).ok());
+  const std::string weights = *ReadFile(folder + "/model.safetensors");
+  ASSERT_TRUE(WriteFile(folder + "/model.safetensors",
+                        weights.substr(0, weights.size() - 8))
+                  .ok());
+  const Result cut = Call(absl::StrCat("import --from ", folder, " --out ",
+                                       shop_.registry(), " --model shop"));
+  EXPECT_EQ(cut.exit_code, 1);
+  EXPECT_THAT(cut.err, HasSubstr("model.safetensors"));
+  EXPECT_FALSE(PathExists(shop_.registry() + "/shop/1"));
+}
+
+TEST_F(CliTest, TaskGroupsTakeTheOptionsThatFollow) {
+  const std::string start = absl::StrCat(
+      "fit --from ", shop_.encoder(), " --items ", shop_.items(),
+      " --epochs 1 --threads 1 --out ", shop_.registry(), " --model shop");
+  const Result two = Call(absl::StrCat(
+      start, " --task classification --head kind --data ", shop_.texts(),
+      " --task relevance --data ", shop_.relevance(), " --grades 0:3",
+      " --task classification --data ", shop_.texts(), " --json"));
+  ASSERT_EQ(two.exit_code, 0) << two.err;
+  const auto json = nlohmann::json::parse(two.out);
+  EXPECT_EQ(json["heads"][0]["name"], "kind");
+  EXPECT_EQ(json["heads"][1]["name"], "relevance");
+  EXPECT_EQ(json["heads"][2]["name"], "classifier");
+  const Result early = Call(absl::StrCat(
+      start, " --data ", shop_.texts(), " --task classification --task ",
+      "relevance --data ", shop_.relevance()));
+  EXPECT_EQ(early.exit_code, 2);
+  EXPECT_THAT(early.err, HasSubstr("before the --task"));
+  const Result missing = Call(
+      absl::StrCat(start, " --task classification --task relevance --data ",
+                   shop_.relevance()));
+  EXPECT_EQ(missing.exit_code, 1);
+  EXPECT_THAT(missing.err, HasSubstr("has no --data"));
+}
+
+TEST_F(CliTest, InterruptStopsWithoutPublishing) {
+  const std::string log = shop_.File("log");
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    std::freopen(log.c_str(), "w", stderr);
+    const std::string command = absl::StrCat(
+        "exec ", VITRINE_BIN_DIR, "/vitrine-trainer ", FitArguments(100000));
+    execl("/bin/sh", "sh", "-c", command.c_str(), nullptr);
+    _exit(127);
+  }
+  // Until it trains.
+  for (int i = 0; i < 600; ++i) {
+    const auto text = ReadFile(log);
+    if (text.ok() && text->find("epoch 1 loss") != std::string::npos) break;
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
+  kill(child, SIGINT);
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 130);
+  EXPECT_THAT(*ReadFile(log), HasSubstr("nothing was published"));
+  EXPECT_FALSE(PathExists(shop_.registry() + "/shop/1"));
+}
+
+}  // namespace
+}  // namespace vitrine
