@@ -89,7 +89,7 @@ recipe=(
   --task recommendation --data "$shop/users.jsonl"
   --task interest --data "$shop/interest.jsonl"
   --task classification --head category --data "$shop/categories.jsonl"
-  --pooling mean --learning-rate 1e-3 --dropout 0 --epochs 6 --seed 1 --threads 1
+  --pooling mean --learning-rate 1e-3 --dropout 0 --epochs 6 --seed 1
 )
 # Four segments: the two more mark the words that query and item share.
 encoder=(--layers 2 --hidden 128 --heads 2 --segments 4 --seed 1)
