@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
 # Installs what is missing, builds, and runs every test of Vitrine.
 #
-#   tests/run.sh                  all stages below
-#   tests/run.sh --no-sanitizers  release and fuzz
-#   tests/run.sh --quick          release only
-#   tests/run.sh --help           this text
+#   tests/run.sh         build and release: every test, once
+#   tests/run.sh --full  all stages below, an hour or so on 2 cores
+#   tests/run.sh --help  this text
 #
 # Stages:
 #   build    build/release, compiled first so that an error shows at once
@@ -22,13 +21,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . deploy/progress.sh
 
-sanitizers=1 fuzz=1
+sanitizers='' fuzz=''
 for argument in "$@"; do
   case $argument in
-  --quick) sanitizers='' fuzz='' ;;
-  --no-sanitizers) sanitizers='' ;;
+  --full) sanitizers=1 fuzz=1 ;;
   -h | --help)
-    sed -n '2,21s/^# \{0,1\}//p' "$0"
+    sed -n '2,20s/^# \{0,1\}//p' "$0"
     exit 0
     ;;
   *)

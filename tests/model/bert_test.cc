@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "model/dropout.h"
 #include "model/task_head.h"
 #include "tests/testing/reference.h"
 #include "tests/testing/tiny_model.h"
@@ -209,8 +210,8 @@ TEST(BertTest, DropsOutOnlyWhenAskedAndAsSeeded) {
   const PackedInput input = ToPackedInput(
       Pack(RandomSequences(config, {5, 7, 30}, 1)), config, at::kCPU);
   const auto run = [&](uint64_t seed, bool dropout) {
-    at::manual_seed(seed);
-    return bert.Forward(input, dropout);
+    Dropout masks(seed);
+    return bert.Forward(input, dropout ? &masks : nullptr);
   };
   EXPECT_TRUE(at::equal(run(1, false), run(2, false)));
   EXPECT_TRUE(at::equal(run(1, true), run(1, true)));

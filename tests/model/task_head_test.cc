@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "model/dropout.h"
 #include "tests/testing/tiny_model.h"
 
 namespace vitrine {
@@ -108,7 +109,9 @@ TEST(TaskHeadTest, DropsOutOnlyWhenAsked) {
   const TaskHead head = TaskHead::Random(AllHeads()[3], 64, 1);
   const at::Tensor x = at::ones({1, 64});
   EXPECT_TRUE(at::equal(head.Forward(x), head.Forward(x)));
-  EXPECT_FALSE(at::equal(head.Forward(x, 0.5), head.Forward(x, 0.5)));
+  Dropout masks(1);
+  EXPECT_FALSE(
+      at::equal(head.Forward(x, &masks, 0.5), head.Forward(x, &masks, 0.5)));
 }
 
 }  // namespace
