@@ -58,8 +58,8 @@ class Bert {
 
   // Hidden states of the last layer, (tokens, hidden). No token sees another
   // sequence. `dropout` (training): with the config's probabilities; null:
-  // none. What
-  // else is in the batch changes a sequence's result in the last bits only.
+  // none. What else is in the batch changes a sequence's result in the last
+  // bits only.
   at::Tensor Forward(const PackedInput& input,
                      Dropout* dropout = nullptr) const;
 

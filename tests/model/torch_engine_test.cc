@@ -234,6 +234,37 @@ TEST_F(TorchEngineTest, RunsEachSequencesHeadsInOnePass) {
   }
 }
 
+TEST_F(TorchEngineTest, KeepsTheOrderOfLargeBatches) {
+  // Several blocks for each of the engine's two threads.
+  const std::unique_ptr<Engine> engine = Make();
+  std::vector<int> lengths;
+  for (int i = 0; i < 70; ++i) lengths.push_back(i * 37 % 100 + 20);
+  const std::vector<Encoding> sequences = Sequences(lengths);
+  Batch batch;
+  for (size_t s = 0; s < sequences.size(); ++s) {
+    batch.Add(sequences[s], HeadMask{1} << s % 4);
+  }
+  ASSERT_GT(batch.tokens(), 4000);
+  absl::StatusOr<Outputs> outputs = engine->Run(batch);
+  ASSERT_TRUE(outputs.ok()) << outputs.status();
+  for (size_t s = 0; s < sequences.size(); ++s) {
+    absl::StatusOr<Outputs> alone =
+        engine->Run(Pack({sequences[s]}, HeadMask{1} << s % 4));
+    ASSERT_TRUE(alone.ok()) << alone.status();
+    EXPECT_LT(Distance(outputs->Of(static_cast<int>(s)), alone->Of(0)), 2e-5)
+        << "sequence " << s;
+  }
+}
+
+TEST_F(TorchEngineTest, TakesBf16OfItselfWhereTheProcessorMultipliesIt) {
+  std::ifstream file("/proc/cpuinfo");
+  std::string cpu;
+  for (std::string line; std::getline(file, line);) cpu += line;
+  const bool fast =
+      cpu.find("amx_bf16") != cpu.npos || cpu.find("avx512_bf16") != cpu.npos;
+  EXPECT_EQ(Make(internal::DTYPE_AUTO)->dtype(), fast ? "bf16" : "fp32");
+}
+
 TEST_F(TorchEngineTest, EmbedsOnTheUnitSphere) {
   for (const internal::Dtype dtype :
        {internal::DTYPE_FP32, internal::DTYPE_BF16}) {
