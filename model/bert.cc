@@ -254,12 +254,14 @@ at::Tensor Bert::Attention(const Layer& layer, const at::Tensor& x,
                     1);
 
   std::vector<at::Tensor> parts;
+  int64_t begin = 0;
   for (const AttentionPlan::Bucket& bucket : plan.buckets) {
     const int64_t n = bucket.sequences;
     const int64_t length = bucket.length;
     const at::Tensor rows = plan.places.defined()
                                 ? projected.index_select(0, bucket.tokens)
-                                : projected;
+                                : projected.narrow(0, begin, n * length);
+    begin += n * length;
     // (3, n * heads, length, size)
     const at::Tensor split = rows.view({n, length, 3, heads, size})
                                  .permute({2, 0, 3, 1, 4})

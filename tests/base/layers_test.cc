@@ -34,7 +34,7 @@ const std::map<std::string, std::set<std::string>>& Allowed() {
 // `vitrine tokenize` works on a model folder without a server.
 bool IsTokenizeCommand(const std::string& file, const std::string& include) {
   return file != "client/client.h" && file != "client/client.cc" &&
-         (include == "model/tokenizer.h" ||
+         (include == "model/featurizer.h" || include == "model/tokenizer.h" ||
           include == "model/load_tokenizer.h" ||
           include == "model/model_config.h" || include == "model/unicode.h");
 }

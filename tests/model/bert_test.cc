@@ -222,17 +222,20 @@ TEST(BertTest, DropsOutOnlyWhenAskedAndAsSeeded) {
 TEST(BertTest, KeepsSequencesApart) {
   const EncoderConfig config = SmallConfig();
   const Bert bert = Bert::Random(config, 3);
-  const std::vector<Encoding> sequences =
-      RandomSequences(config, {6, 7, 30, 8}, 1);
-  const at::Tensor together =
-      bert.Forward(ToPackedInput(Pack(sequences), config, at::kCPU));
-  int64_t row = 0;
-  for (const Encoding& sequence : sequences) {
-    const at::Tensor alone =
-        bert.Forward(ToPackedInput(Pack({sequence}), config, at::kCPU));
-    EXPECT_TRUE(at::allclose(together.narrow(0, row, alone.size(0)), alone,
-                             1e-5, 1e-5));
-    row += alone.size(0);
+  // Mixed; and in order already, in buckets of one length each.
+  for (const std::vector<int>& lengths :
+       {std::vector<int>{6, 7, 30, 8}, std::vector<int>{6, 6, 30, 30, 30}}) {
+    const std::vector<Encoding> sequences = RandomSequences(config, lengths, 1);
+    const at::Tensor together =
+        bert.Forward(ToPackedInput(Pack(sequences), config, at::kCPU));
+    int64_t row = 0;
+    for (const Encoding& sequence : sequences) {
+      const at::Tensor alone =
+          bert.Forward(ToPackedInput(Pack({sequence}), config, at::kCPU));
+      EXPECT_TRUE(at::allclose(together.narrow(0, row, alone.size(0)), alone,
+                               1e-5, 1e-5));
+      row += alone.size(0);
+    }
   }
 }
 
