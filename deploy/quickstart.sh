@@ -89,6 +89,8 @@ recipe=(
   --task recommendation --data "$shop/users.jsonl"
   --task interest --data "$shop/interest.jsonl"
   --task classification --head category --data "$shop/categories.jsonl"
+  # The sample shop's descriptions say nothing that titles do not.
+  --max-description-tokens -1
   --pooling mean --learning-rate 1e-3 --dropout 0 --epochs 6 --seed 1
 )
 # Four segments: the two more mark the words that query and item share.

@@ -40,7 +40,8 @@ ITEMS_PER_TYPE = 8
 QUERIES_PER_TYPE = 8
 # How many of them use the title's own name, which word matching would find.
 BY_TITLE_NAME = 2
-CANDIDATES = 22
+CANDIDATES = 26
+TEXTS_PER_NAME = 10
 USERS = 900
 FLUFF = ["cheap", "best", "new", "buy"]
 
@@ -166,6 +167,13 @@ def write_query(dice, name, wishes):
   return " ".join(words)
 
 
+def draw_wishes(dice, own):
+  """Up to two facts of one product, so that something is worth a grade 3."""
+  facts = dice.pick(own)
+  count = dice.weighted([0, 1, 2], [0.15, 0.55, 0.3])
+  return {k: facts[k] for k in sorted(dice.shuffled(sorted(facts))[:count])}
+
+
 def candidates(dice, query_type, wishes, items):
   """What a first search stage might return: right, near and wrong."""
   same, near, lookalike, far = [], [], [], []
@@ -201,11 +209,7 @@ def make_relevance(items):
     while made < QUERIES_PER_TYPE:
       name = (t.name if made < BY_TITLE_NAME else
               t.asks[made % len(t.asks)])
-      # The wishes of a product that exists, so that there is a grade 3.
-      facts = dice.pick(own)
-      count = dice.weighted([0, 1, 2], [0.15, 0.55, 0.3])
-      kinds = dice.shuffled(sorted(facts))[:count]
-      wishes = {k: facts[k] for k in sorted(kinds)}
+      wishes = draw_wishes(dice, own)
       query = write_query(dice, name, wishes)
       if query in seen:
         continue
@@ -228,9 +232,9 @@ def make_users(items):
 
   A shopper has one or two interests and follows each one's series from some
   point on, with now and then a product from elsewhere, and prefers one
-  brand's rank and one colour. interest.jsonl holds the first part of the
-  history and the categories of all that belongs to the interests, bought yet
-  or not.
+  brand's rank and one colour. interest.jsonl holds a short and a longer first
+  part of the history and the categories of all that belongs to the interests,
+  bought yet or not.
   """
   by_type = {}
   for t, facts, row in items:
@@ -257,8 +261,10 @@ def make_users(items):
       return dice.weighted([item_id for _, item_id in by_type[key]], weights)
 
     history = []
+    begun = 0  # the length of the history at which the last interest shows
     for name in mine:
       keys = series[name]
+      begun = len(history) + 2
       # A start that leaves at least three steps.
       for key in keys[dice.below(max(1, len(keys) - 3)):]:
         if dice.chance(0.06):
@@ -267,14 +273,16 @@ def make_users(items):
           history.append(buy(dice.pick(TYPES).key))
         history.append(buy(key))
     user_id = "u%04d" % (number + 1)
-    users.append({"user_id": user_id, "items": history})
     categories = {TYPE_OF[k].category for name in mine for k in series[name]}
-    cut = max(2, len(history) - 1 - dice.below(2))
-    interests.append({
-        "user_id": user_id,
-        "items": history[:cut],
-        "categories": sorted(categories),
-    })
+    # At least one product of each interest, or nobody could know of it.
+    longer = max(2, len(history) - 1 - dice.below(2))
+    for cut in sorted({max(2, begun), longer}):
+      interests.append({
+          "user_id": user_id,
+          "items": history[:cut],
+          "categories": sorted(categories),
+      })
+    users.append({"user_id": user_id, "items": history})
   return users, interests
 
 
@@ -282,17 +290,19 @@ def make_users(items):
 
 
 def make_categories(items, relevance):
-  """A text, as a seller's title or a shopper's query, and its category."""
-  rows = []
-  for t, _, item in items:
-    rows.append({"text": item["title"], "label": t.category})
-  category_of = {item["id"]: t.category for t, _, item in items}
-  done = set()
-  for row in relevance:
-    if row["query"] in done or row["grade"] < 3:
-      continue
-    done.add(row["query"])
-    rows.append({"text": row["query"], "label": category_of[row["item_id"]]})
+  """Titles, and texts like queries but none of those in relevance.jsonl."""
+  rows = [{"text": item["title"], "label": t.category} for t, _, item in items]
+  done = {row["query"] for row in relevance}
+  for t in TYPES:
+    dice = Dice("categories/" + t.key)
+    own = [facts for item_type, facts, _ in items if item_type.key == t.key]
+    for name in [t.name] + t.asks:
+      # Some names allow few texts: what repeats is left out.
+      for _ in range(TEXTS_PER_NAME):
+        text = write_query(dice, name, draw_wishes(dice, own))
+        if text not in done:
+          done.add(text)
+          rows.append({"text": text, "label": t.category})
   return Dice("categories").shuffled(rows)
 
 
@@ -335,7 +345,8 @@ def write_shop(folder):
   items = make_items()
   relevance = make_relevance(items)
   users, interests = make_users(items)
-  texts = [row["query"] for row in relevance] + FLUFF
+  texts = FLUFF + [word for asks in COLOUR_ASKS.values() for word in asks]
+  texts += [name for t in TYPES for name in t.asks]
   for _, _, item in items:
     texts += [item["title"], item["brand"], item["description"]]
     texts += item["categories"] + list(item["attributes"].values())
