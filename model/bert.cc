@@ -167,24 +167,18 @@ Bert Bert::Random(const EncoderConfig& config, uint64_t seed) {
   const int64_t hidden = config.hidden_size;
   const int64_t inner = config.intermediate_size;
   at::Generator generator = at::detail::createCPUGenerator(seed);
-  const auto normal = [&generator](double deviation, int64_t rows,
-                                   int64_t columns) {
-    return at::normal(0.0, deviation, {rows, columns}, generator);
+  const auto normal = [&generator](int64_t rows, int64_t columns) {
+    return at::normal(0.0, 0.02, {rows, columns}, generator);
   };
-  // BERT's 0.02 is for a width of 768. A product's spread goes with the root
-  // of the width: with 0.02 the layers of a narrow encoder add next to nothing
-  // at first, and attention takes epochs to wake up.
-  const double deviation =
-      0.02 * std::sqrt(768.0 / static_cast<double>(hidden));
-  const auto linear = [&](int64_t to, int64_t from) {
-    return Linear{normal(deviation, to, from), at::zeros({to})};
+  const auto linear = [&normal](int64_t to, int64_t from) {
+    return Linear{normal(to, from), at::zeros({to})};
   };
   const auto norm = [hidden] {
     return LayerNorm{at::ones({hidden}), at::zeros({hidden})};
   };
-  bert.word_embeddings_ = normal(0.02, config.vocab_size, hidden);
-  bert.position_embeddings_ = normal(0.02, config.max_positions, hidden);
-  bert.segment_embeddings_ = normal(0.02, config.type_vocab_size, hidden);
+  bert.word_embeddings_ = normal(config.vocab_size, hidden);
+  bert.position_embeddings_ = normal(config.max_positions, hidden);
+  bert.segment_embeddings_ = normal(config.type_vocab_size, hidden);
   bert.embeddings_norm_ = norm();
   for (Layer& layer : bert.layers_) {
     layer.query = linear(hidden, hidden);

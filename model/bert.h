@@ -40,8 +40,7 @@ class Bert {
  public:
   // fp32, on the CPU.
   static absl::StatusOr<Bert> FromCheckpoint(const Checkpoint& checkpoint);
-  // Normal weights, zero biases, as BERT was initialised: standard deviation
-  // 0.02, in products 0.02 * sqrt(768 / hidden).
+  // Normal(0, 0.02) weights, zero biases, as BERT was initialised.
   static Bert Random(const EncoderConfig& config, uint64_t seed);
 
   const EncoderConfig& config() const { return config_; }
