@@ -28,6 +28,27 @@ template <typename T>
 constexpr at::ScalarType kType =
     std::is_same_v<T, float> ? at::kFloat : at::kBFloat16;
 
+// oneDNN makes code for each shape of a product: a millisecond, as long as the
+// product itself takes, and a quarter of a MiB. So sizes are rounded up, and
+// what a server has to multiply soon has all been seen: tokens in steps of
+// kRowStep, lengths in steps of kLengthStep, and sequences to the sizes below.
+template <typename T>
+constexpr int kRowStep = kType<T> == at::kFloat ? 1 : 32;
+template <typename T>
+constexpr int kLengthStep = kType<T> == at::kFloat ? 1 : 16;
+
+int64_t RoundUp(int64_t n, int64_t step) {
+  return (n + step - 1) / step * step;
+}
+
+// The least of 1, 2, 3, 4, 6, 8, 12, 16, 24 … that is at least n.
+int64_t RoundUpCount(int64_t n) {
+  int64_t power = 1;
+  while (power * 2 <= n) power *= 2;
+  if (power == n) return n;
+  return power + power / 2 >= n ? power + power / 2 : 2 * power;
+}
+
 template <typename T>
 T* Data(const at::Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
@@ -92,11 +113,16 @@ void Attend(const at::Tensor& qkv, const at::Tensor& bias, const Scope& scope,
   const float scale = 1 / std::sqrt(static_cast<float>(size));
   for (const LengthBucket& bucket : scope.buckets) {
     const int64_t n = static_cast<int64_t>(bucket.sequences.size());
-    const HeadShape shape{scope.heads, size, bucket.longest};
+    const HeadShape shape{scope.heads, size,
+                          RoundUp(bucket.longest, kLengthStep<T>)};
     const int64_t one = scope.heads * shape.length * size;  // of a sequence
-    // (n * heads, length, size)
+    const int64_t padded_n = kType<T> == at::kFloat ? n : RoundUpCount(n);
+    // (padded n * heads, length, size)
     const auto make = [&] {
-      return at::empty({n * scope.heads, shape.length, size}, qkv.options());
+      at::Tensor out = at::empty({padded_n * scope.heads, shape.length, size},
+                                 qkv.options());
+      out.narrow(0, n * scope.heads, out.size(0) - n * scope.heads).zero_();
+      return out;
     };
     const at::Tensor query = make(), key = make(), value = make();
     const auto tokens = [&](int64_t i) {
@@ -111,7 +137,7 @@ void Attend(const at::Tensor& qkv, const at::Tensor& bias, const Scope& scope,
                    Data<T>(key) + i * one, Data<T>(value) + i * one);
       }
     });
-    // (n * heads, length, length)
+    // (padded n * heads, length, length)
     const at::Tensor weights = BatchedProduct<T>(query, key.transpose(1, 2));
     const int64_t rows = scope.heads * shape.length;
     at::parallel_for(
@@ -139,12 +165,21 @@ at::Tensor Bert::ForwardOnCpu(const PackedInput& input) const {
   const int64_t hidden = config_.hidden_size;
   const int64_t tokens = input.ids.size(0);
   const float epsilon = static_cast<float>(config_.layer_norm_eps);
-  const std::vector<LengthBucket> buckets = GroupByLength(input.offsets);
+  const std::vector<LengthBucket> buckets =
+      GroupByLength(input.offsets, /*stretch=*/1.2, kLengthStep<T>);
   const Scope scope{input.offsets, buckets, config_.num_heads, hidden};
 
+  // Made once: memory of this size comes from the kernel, page by page. Rows
+  // from `tokens` on are zeros, or products of zeros.
+  const int64_t rows = RoundUp(tokens, kRowStep<T>);
+  const auto make = [&](int64_t width, at::ScalarType type) {
+    at::Tensor out = at::empty({rows, width}, type);
+    out.narrow(0, tokens, rows - tokens).zero_();
+    return out;
+  };
   // The stream, and the form of it that products read: itself, or bf16.
-  at::Tensor x = at::empty({tokens, hidden}, at::kFloat);
-  at::Tensor x_in = kType<T> == at::kFloat ? x : at::empty_like(x, kType<T>);
+  const at::Tensor x = make(hidden, at::kFloat);
+  const at::Tensor x_in = kType<T> == at::kFloat ? x : make(hidden, kType<T>);
   float* const stream = Data<float>(x);
   Bf16* const copy = kType<T> == at::kFloat ? nullptr : Data<Bf16>(x_in);
   const auto copy_at = [copy, hidden](int64_t row) {
@@ -180,11 +215,10 @@ at::Tensor Bert::ForwardOnCpu(const PackedInput& input) const {
 
   const Activation activation = ToActivation(config_.hidden_act);
   const int64_t inner = config_.intermediate_size;
-  // Made once: memory of this size comes from the kernel, page by page.
-  at::Tensor qkv = at::empty({tokens, 3 * hidden}, x_in.options());
-  at::Tensor context = at::empty({tokens, hidden}, x_in.options());
-  at::Tensor middle = at::empty({tokens, inner}, x_in.options());
-  at::Tensor y = at::empty({tokens, hidden}, x_in.options());
+  const at::Tensor qkv = make(3 * hidden, kType<T>);
+  const at::Tensor context = make(hidden, kType<T>);
+  const at::Tensor middle = make(inner, kType<T>);
+  const at::Tensor y = make(hidden, kType<T>);
   for (const Layer& layer : layers_) {
     Product<T>(x_in, layer.query_key_value.weight, qkv);
     Attend<T>(qkv, layer.query_key_value.bias, scope, context);
@@ -200,7 +234,7 @@ at::Tensor Bert::ForwardOnCpu(const PackedInput& input) const {
     Product<T>(middle, layer.output.weight, y);
     add_and_normalize(y, layer.output.bias, layer.output_norm);
   }
-  return x;
+  return x.narrow(0, 0, tokens);
 }
 
 template at::Tensor Bert::ForwardOnCpu<float>(const PackedInput&) const;

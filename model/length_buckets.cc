@@ -24,7 +24,7 @@ std::vector<int> OrderByLength(const std::vector<int32_t>& offsets) {
 }  // namespace
 
 std::vector<LengthBucket> GroupByLength(const std::vector<int32_t>& offsets,
-                                        double stretch, int slack) {
+                                        double stretch, int round) {
   std::vector<LengthBucket> buckets;
   int limit = 0;
   for (const int s : OrderByLength(offsets)) {
@@ -32,7 +32,9 @@ std::vector<LengthBucket> GroupByLength(const std::vector<int32_t>& offsets,
     if (buckets.empty() || length > limit) {
       buckets.emplace_back();
       buckets.back().shortest = length;
-      limit = std::max(length + slack, static_cast<int>(length * stretch));
+      const int rounded = (length + round - 1) / round * round;
+      const int stretched = static_cast<int>(length * stretch);
+      limit = std::max(rounded, stretched / round * round);
     }
     buckets.back().sequences.push_back(s);
     buckets.back().longest = length;

@@ -11,14 +11,14 @@ namespace vitrine {
 struct LengthBucket {
   std::vector<int> sequences;  // by rising length
   int shortest = 0;            // tokens
-  int longest = 0;             // what the others are padded to
+  int longest = 0;
 };
 
-// A sequence is padded to at most `stretch` times its length, or by `slack`
-// tokens where that is more. Buckets by rising length; equal batches give
-// equal buckets.
+// Sequences of which the longest has at most `stretch` times the shortest's
+// tokens, or whose lengths round up to the same multiple of `round`. Buckets by
+// rising length; equal batches give equal buckets.
 std::vector<LengthBucket> GroupByLength(const std::vector<int32_t>& offsets,
-                                        double stretch = 1.2, int slack = 4);
+                                        double stretch = 1.2, int round = 8);
 
 // Shares the sequences out to at most `parts` threads: like lengths together,
 // token counts as even as that allows; no part is empty.

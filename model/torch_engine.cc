@@ -2,7 +2,6 @@
 #include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/util/Exception.h>
-#include <dlfcn.h>
 #include <link.h>
 #include <omp.h>
 #include <stdlib.h>
@@ -28,6 +27,7 @@
 #include "model/bert.h"
 #include "model/engine.h"
 #include "model/length_buckets.h"
+#include "model/math_libraries.h"
 #include "model/task_head.h"
 
 namespace vitrine {
@@ -81,18 +81,6 @@ void WarnOfSlowBlas() {
           {{"library", path}, {"install", "libopenblas0-pthread"}});
     }
   });
-}
-
-// 0: as they are.
-void SetInnerThreads(int threads) {
-  if (threads > 0) at::set_num_threads(threads);
-  // OpenBLAS has threads of its own, where it is the BLAS: see Share in
-  // bert_cpu.cc.
-  using SetThreads = void (*)(int);
-  if (const auto set = reinterpret_cast<SetThreads>(
-          dlsym(RTLD_DEFAULT, "openblas_set_num_threads"))) {
-    set(1);
-  }
 }
 
 absl::StatusOr<at::Device> ChooseDevice(internal::Device device) {
@@ -397,7 +385,8 @@ absl::StatusOr<std::unique_ptr<Engine>> NewTorchEngine(
                      ChooseDtype(options.dtype, device));
     if (device.is_cpu()) {
       WarnOfSlowBlas();
-      SetInnerThreads(options.inner_threads);
+      SetUpMathLibraries(kAllProducts);
+      if (options.inner_threads > 0) at::set_num_threads(options.inner_threads);
     }
 
     // Weights born under InferenceMode carry no autograd state.

@@ -2,7 +2,6 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <dlfcn.h>
 
 #include <algorithm>
 #include <chrono>
@@ -17,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/status_macros.h"
+#include "model/math_libraries.h"
 #include "trainer/batches.h"
 #include "trainer/network.h"
 #include "trainer/optimizer.h"
@@ -77,22 +77,22 @@ int LayerOf(absl::string_view name) {
 }
 
 // Shares `threads` (0: the processors) out among workers and the operations of
-// each; returns the number of workers. More workers than this would mostly add
-// up each other's gradients.
-int SetThreads(int threads) {
+// each; returns the number of workers.
+int SetThreads(int threads, bool bf16) {
+  // More workers than this would mostly add up each other's gradients.
   constexpr int kMaxWorkers = 8;
   if (threads == 0) {
     threads =
         static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   }
-  const int workers = std::min(threads, kMaxWorkers);
+  // Every batch has shapes of its own: to keep the code of all their products
+  // would fill the memory.
+  constexpr int kMaxProducts = 256;
+  // With fewer than all kept, one thread has to do all bf16 products (see
+  // math_libraries.h), so that operations are shared out instead.
+  const int workers = bf16 ? 1 : std::min(threads, kMaxWorkers);
   at::set_num_threads(std::max(1, threads / workers));
-  // OpenBLAS, where it is the BLAS, has threads of its own, and a lock.
-  using Set = void (*)(int);
-  if (const auto set = reinterpret_cast<Set>(
-          dlsym(RTLD_DEFAULT, "openblas_set_num_threads"))) {
-    set(1);
-  }
+  SetUpMathLibraries(kMaxProducts);
   return workers;
 }
 
@@ -129,7 +129,7 @@ class Run {
   const std::atomic<bool>& stop_;
 
   const ModelRegistry registry_{options_.registry};
-  Workers workers_{SetThreads(options_.threads)};
+  std::unique_ptr<Workers> workers_;
   std::unique_ptr<SourceModel> source_;
   EncoderConfig config_;  // as the source has it, the run's dropout aside
   internal::EncodingOptions encoding_;
@@ -177,14 +177,16 @@ absl::Status Run::Load() {
           Merge(source_->manifest.encoding(), options_.encoding), config_));
   featurizer_ =
       std::make_unique<Featurizer>(*source_->tokenizer, encoding_, config_);
-  report_.bf16 = options_.bf16.value_or(ProcessorHasFastBf16());
+  report_.bf16 = options_.bf16.value_or(Bf16Pays(config_));
   if (options_.dropout >= 0) {
     source_->checkpoint.config.hidden_dropout = options_.dropout;
     source_->checkpoint.config.attention_dropout = options_.dropout;
   }
+  workers_ =
+      std::make_unique<Workers>(SetThreads(options_.threads, report_.bf16));
   ASSIGN_OR_RETURN(network_,
                    Network::Create(source_->checkpoint, source_->heads(),
-                                   report_.bf16, &workers_));
+                                   report_.bf16, workers_.get()));
   return absl::OkStatus();
 }
 
@@ -291,8 +293,8 @@ void Run::MakeOptimizer() {
     groups[i].learning_rate = i < 2 ? options_.learning_rate : head_rate;
     groups[i].weight_decay = i % 2 == 0 ? options_.weight_decay : 0;
   }
-  optimizer_ =
-      options_.sgd ? NewSgd(groups, &workers_) : NewAdamW(groups, &workers_);
+  optimizer_ = options_.sgd ? NewSgd(groups, workers_.get())
+                            : NewAdamW(groups, workers_.get());
   network_->StartTraining(trained_, options_.seed);
 }
 
@@ -312,7 +314,7 @@ absl::Status Run::Step(const TrainingBatch& batch, double* loss) {
   }
   double scale = 1;
   if (options_.clip > 0) {
-    const double norm = GradientNorm(trained_, &workers_);
+    const double norm = GradientNorm(trained_, workers_.get());
     if (norm > options_.clip) scale = options_.clip / norm;
   }
   optimizer_->Step(

@@ -29,11 +29,13 @@ class Autocast {
     if (!on_) return;
     at::autocast::set_autocast_cpu_dtype(at::kBFloat16);
     at::autocast::set_cpu_enabled(true);
+    // The cache of casts is one for all threads, and workers must not share a
+    // graph; within a pass each weight is used once anyway.
+    at::autocast::set_autocast_cache_enabled(false);
   }
   ~Autocast() {
     if (!on_) return;
-    // The casts of this pass's weights must not outlive a change of them.
-    at::autocast::clear_cache();
+    at::autocast::set_autocast_cache_enabled(true);
     at::autocast::set_cpu_enabled(false);
   }
   Autocast(const Autocast&) = delete;
@@ -304,9 +306,12 @@ std::vector<NamedTensor> Network::SaveHeads(TensorType type) const {
   return out;
 }
 
-bool ProcessorHasFastBf16() {
+bool Bf16Pays(const EncoderConfig& config) {
+  // Narrower products cost no more than the casts around them.
+  constexpr int64_t kNarrowest = 256;
   const absl::StatusOr<std::string> info = ReadFile("/proc/cpuinfo");
-  return info.ok() && absl::StrContains(*info, " amx_bf16");
+  return config.hidden_size >= kNarrowest && info.ok() &&
+         absl::StrContains(*info, " amx_bf16");
 }
 
 }  // namespace vitrine

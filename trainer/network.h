@@ -99,7 +99,7 @@ class Network {
   std::vector<std::unique_ptr<TaskHead>> weights_;  // of each head
 };
 
-// Whether bf16 products are a gain on this processor (AMX).
-bool ProcessorHasFastBf16();
+// Whether bf16 products are a gain for such an encoder on this processor (AMX).
+bool Bf16Pays(const EncoderConfig& config);
 
 }  // namespace vitrine

@@ -19,11 +19,11 @@ std::vector<int32_t> Offsets(const std::vector<int>& lengths) {
 
 TEST(LengthBuckets, PutsLikeLengthsTogether) {
   const std::vector<LengthBucket> buckets =
-      GroupByLength(Offsets({100, 10, 512, 11, 119, 10}), 1.2, 4);
+      GroupByLength(Offsets({100, 10, 512, 16, 119, 9}), 1.2, 8);
   ASSERT_EQ(buckets.size(), 3);
-  EXPECT_THAT(buckets[0].sequences, ElementsAre(1, 5, 3));
-  EXPECT_EQ(buckets[0].shortest, 10);
-  EXPECT_EQ(buckets[0].longest, 11);
+  EXPECT_THAT(buckets[0].sequences, ElementsAre(5, 1, 3));
+  EXPECT_EQ(buckets[0].shortest, 9);
+  EXPECT_EQ(buckets[0].longest, 16);
   EXPECT_THAT(buckets[1].sequences, ElementsAre(0, 4));
   EXPECT_THAT(buckets[2].sequences, ElementsAre(2));
 }
@@ -33,10 +33,10 @@ TEST(LengthBuckets, HoldsEverySequenceOnceWithinItsLimits) {
   for (int i = 0; i < 300; ++i) lengths.push_back(i * 7919 % 512 + 1);
   std::set<int> seen;
   int last = 0;
-  for (const LengthBucket& bucket : GroupByLength(Offsets(lengths), 1.2, 4)) {
+  for (const LengthBucket& bucket : GroupByLength(Offsets(lengths), 1.2, 8)) {
     EXPECT_GT(bucket.shortest, last);
-    EXPECT_LE(bucket.longest,
-              std::max<int>(bucket.shortest + 4, bucket.shortest * 1.2));
+    EXPECT_LE(bucket.longest, std::max<int>((bucket.shortest + 7) / 8 * 8,
+                                            bucket.shortest * 1.2));
     for (const int s : bucket.sequences) {
       EXPECT_TRUE(seen.insert(s).second);
       EXPECT_GE(lengths[s], bucket.shortest);

@@ -342,6 +342,34 @@ TEST_F(TorchEngineTest, RunsOnSeveralThreadsAtOnce) {
   for (const float most : worst) EXPECT_LT(most, 1e-5);
 }
 
+// oneDNN makes code for each shape it meets, here in several threads at once.
+TEST_F(TorchEngineTest, MeetsNewShapesOnSeveralThreadsInBf16) {
+  const std::unique_ptr<Engine> engine = Make(internal::DTYPE_BF16);
+  std::vector<Batch> batches;
+  for (int i = 0; i < 120; ++i) {
+    std::vector<int> lengths(i % 9 + 1, i * 7919 % 96 + 1);
+    lengths.push_back(i * 104729 % 96 + 1);
+    batches.push_back(Pack(Sequences(lengths)));
+  }
+  std::vector<std::vector<float>> outputs(batches.size());
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (size_t i = t; i < batches.size(); i += 4) {
+        absl::StatusOr<Outputs> result = engine->Run(batches[i]);
+        if (result.ok()) outputs[i] = result->values;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (size_t i = 0; i < batches.size(); ++i) {
+    const absl::StatusOr<Outputs> alone = engine->Run(batches[i]);
+    ASSERT_TRUE(alone.ok()) << alone.status();
+    ASSERT_EQ(outputs[i].size(), alone->values.size()) << i;
+    EXPECT_LT(Distance(outputs[i], alone->values), 1e-3) << i;
+  }
+}
+
 TEST_F(TorchEngineTest, OutlivesTheCheckpoint) {
   const std::unique_ptr<Engine> engine = Make();
   const Batch batch = Pack(Sequences({12}));
