@@ -93,8 +93,7 @@ recipe=(
   --max-description-tokens -1
   --pooling mean --learning-rate 1e-3 --dropout 0 --epochs 6 --seed 1
 )
-# Four segments: the two more mark the words that query and item share.
-encoder=(--layers 2 --hidden 128 --heads 2 --segments 4 --seed 1)
+encoder=(--layers 2 --hidden 128 --heads 2 --seed 1)
 
 heading "3/5  Fine-tune on the sample shop (synthetic: see deploy/starter)"
 stamp=$( (

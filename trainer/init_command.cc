@@ -28,7 +28,7 @@ struct InitOptions {
   int64_t heads = 0;
   int64_t intermediate = 0;
   int64_t max_positions = 128;
-  int64_t segments = 2;
+  int64_t segments = 4;
   double dropout = 0.1;
   uint64_t seed = 1;
   std::string out;
@@ -159,7 +159,7 @@ void AddInitCommand(CLI::App* app, CommandFunction* run) {
   command
       ->add_option(
           "--segments", options->segments,
-          "Rows of the segment table (type_vocab_size); 4: pairs mark the "
+          "Rows of the segment table (type_vocab_size); with 4, pairs mark the "
           "words that both texts have, by which a small encoder learns "
           "relevance far faster")
       ->capture_default_str()

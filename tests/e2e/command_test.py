@@ -232,7 +232,7 @@ class CommandTest(harness.TestCase):
         models.trainer("init", "--vocab", os.path.join(models.MODELS,
                                                        "vocab.txt"),
                        "--layers", 1, "--hidden", 16, "--heads", 2,
-                       "--segments", 4, "--out", folder)
+                       "--out", folder)
         [line] = self.lines("tokenize", "--model", folder, "--pair",
                             "red sofa", "blue sofa")
         self.assertEqual(line["type_ids"], [0, 0, 2, 0, 1, 3, 1])

@@ -66,10 +66,8 @@ class RealDataTest(harness.TestCase):
         pieces += letters + ["##" + letter for letter in letters]
         with open(path("vocab.txt"), "w", encoding="utf-8") as out:
             out.write("\n".join(dict.fromkeys(pieces)) + "\n")
-        # Four segments: pairs mark the words that they share.
         models.trainer("init", "--vocab", path("vocab.txt"), "--layers", 2,
-                       "--hidden", 64, "--heads", 2, "--segments", 4,
-                       "--out", path("encoder"))
+                       "--hidden", 64, "--heads", 2, "--out", path("encoder"))
         models.trainer("fit", "--from", path("encoder"), "--task", "relevance",
                        "--data", path("train.jsonl"), "--grades", "1:3",
                        "--epochs", 3, "--batch-size", 64, "--bf16", "off",

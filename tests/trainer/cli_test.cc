@@ -72,7 +72,7 @@ TEST_F(CliTest, InitFitAndImportMakeVersions) {
   const std::string encoder = shop_.File("fresh");
   const std::string init =
       absl::StrCat("init --vocab ", shop_.File("encoder/vocab.txt"),
-                   " --layers 1 --hidden 32 --segments 4 --out ", encoder);
+                   " --layers 1 --hidden 32 --out ", encoder);
   const Result made = Call(init);
   ASSERT_EQ(made.exit_code, 0) << made.err;
   EXPECT_THAT(made.out, HasSubstr("23 pieces"));
