@@ -170,7 +170,7 @@ ask rank --query "$query" --items "$shop/items.jsonl" --top-k 8
 printf '\nA shopper who bought a tent and a sleeping bag: what next?\n'
 ask rank "${history[@]}" --exclude-history --items "$shop/items.jsonl" \
   --top-k 8
-printf '\nAnd what are they interested in?\n'
+printf '\nAnd what are they interested in? Campers of this shop buy clothing,\nfootwear and bags for it, too.\n'
 ask interests "${history[@]}" --items "$shop/items.jsonl" --top-k 6
 
 heading "Its own metrics ($metrics_url, a selection)"
