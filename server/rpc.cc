@@ -73,7 +73,10 @@ class Call::Reactor : public grpc::ServerUnaryReactor {
   explicit Reactor(std::shared_ptr<Call> call) : call_(std::move(call)) {}
 
   void OnCancel() override { *call_->cancelled_ = true; }
-  void OnDone() override { delete this; }
+  void OnDone() override {
+    --call_->rpc_.unanswered_;
+    delete this;
+  }
 
  private:
   const std::shared_ptr<Call> call_;
@@ -128,6 +131,12 @@ void Call::Finish(const absl::Status& status) {
 Rpc::Rpc(const RpcOptions& options, ThreadPool& pool, Metrics& metrics)
     : options_(options), pool_(pool), metrics_(metrics) {}
 
+void Rpc::AwaitAnswers(absl::Time until) const {
+  while (unanswered_ > 0 && absl::Now() < until) {
+    absl::SleepFor(absl::Milliseconds(5));
+  }
+}
+
 absl::Status Rpc::Admit() {
   if (stopping_) {
     metrics_.rejected(Rejection::kStopping).Increment();
@@ -152,6 +161,7 @@ grpc::ServerUnaryReactor* Rpc::Start(
   grpc::ServerUnaryReactor* const reactor = new Call::Reactor(call);
   call->reactor_ = reactor;
   ++in_flight_;
+  ++unanswered_;
   metrics_.calls_in_flight().Increment();
   const absl::Status admitted = Admit();
   if (!admitted.ok()) {

@@ -111,6 +111,9 @@ class Rpc {
   // From now on every new call is refused with kUnavailable.
   void Stop() { stopping_ = true; }
 
+  // Returns when gRPC has sent the answer of every call, or at `until`.
+  void AwaitAnswers(absl::Time until) const;
+
   // Runs `task` on the pool. False, and the task is not taken, when that is
   // full.
   [[nodiscard]] bool Post(absl::AnyInvocable<void()>&& task) {
@@ -133,7 +136,8 @@ class Rpc {
   ThreadPool& pool_;
   Metrics& metrics_;
   std::atomic<bool> stopping_{false};
-  std::atomic<int> in_flight_{0};
+  std::atomic<int> in_flight_{0};   // not finished yet
+  std::atomic<int> unanswered_{0};  // not let go by gRPC yet
 };
 
 // Parses `bytes`, inflating and repairing strings where needed, into

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -9,6 +10,7 @@
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "base/thread_pool.h"
+#include "grpc/grpc.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/security/server_credentials.h"
@@ -31,6 +33,8 @@ namespace {
 constexpr int64_t kMaxPemBytes = 1 << 20;
 // Clients may ping this often to keep idle connections open.
 constexpr int kMinPingIntervalMs = 10000;
+// For what is sent last to reach its connection.
+constexpr absl::Duration kGoodbye = absl::Milliseconds(50);
 
 absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> Credentials(
     const internal::ServerConfig& config) {
@@ -139,9 +143,16 @@ class ServerImpl : public Server {
     if (server_ != nullptr) {
       SetHealth(false);
       rpc_.Stop();
-      // Waits for calls in flight, cancels what is left at the deadline, and
-      // waits for their handlers.
-      server_->Shutdown(absl::ToChronoTime(until));
+      // Says goodbye on every connection, waits for calls in flight, cancels
+      // what is left at the deadline, and waits for their handlers.
+      std::thread shutdown(
+          [&] { server_->Shutdown(absl::ToChronoTime(until)); });
+      // What holds it up once all calls are answered is nobody's work: someone
+      // watching our health, a connection that never spoke.
+      rpc_.AwaitAnswers(until);
+      absl::SleepFor(std::min(kGoodbye, until - absl::Now()));
+      grpc_server_cancel_all_calls(server_->c_server());
+      shutdown.join();
       server_->Wait();
     }
     pool_.Stop();

@@ -2,6 +2,7 @@
 
 import itertools
 import signal
+import socket
 
 import grpc
 
@@ -32,6 +33,17 @@ class LifecycleTest(harness.TestCase):
             server.stub().Rank(harness.rank_request(),
                                timeout=harness.PATIENCE)
             server.signal(number)
+            self.assertEqual(server.wait(), 0)
+
+    def test_a_watcher_and_a_silent_connection_do_not_hold_the_stop_up(self):
+        server = self.serve("drain_timeout { seconds: 600 }")
+        watch = health_pb2_grpc.HealthStub(server.channel()).Watch(
+            health_pb2.HealthCheckRequest(service=harness.SERVICE),
+            timeout=harness.PATIENCE)
+        self.assertEqual(next(watch).status, SERVING)
+        with socket.create_connection(("127.0.0.1", server.port)):
+            server.signal()
+            self.assertEqual(next(watch).status, NOT_SERVING)
             self.assertEqual(server.wait(), 0)
 
     def test_every_admitted_call_is_answered(self):
