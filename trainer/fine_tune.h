@@ -118,6 +118,9 @@ absl::StatusOr<FineTuneReport> FineTune(const FineTuneOptions& options,
                                         FineTuneListener* listener,
                                         const std::atomic<bool>& stop);
 
+// task.head, else the name of its kind.
+std::string HeadName(const FitTask& task);
+
 // Every problem of the options by themselves, one a line.
 absl::Status CheckOptions(const FineTuneOptions& options);
 
