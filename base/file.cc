@@ -171,8 +171,8 @@ absl::StatusOr<std::vector<std::string>> ListFolder(const std::string& path) {
   for (const std::filesystem::directory_iterator end; it != end;
        it.increment(error)) {
     names.push_back(it->path().filename().string());
-    if (error) return ErrnoStatus("list", path, error.value());
   }
+  if (error) return ErrnoStatus("list", path, error.value());
   std::sort(names.begin(), names.end());
   return names;
 }

@@ -102,6 +102,13 @@ absl::StatusOr<std::vector<AnyRequest>> SynthesizeRequests(
   ASSIGN_OR_RETURN(const std::vector<v1::Item> items,
                    ReadItems(flags.items_file));
   const size_t per_call = flags.items_per_call;
+  // The server runs equal items of a call once: repeated ones would count as
+  // work that nobody does.
+  if (per_call > items.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--items-per-call ", per_call, " > the ", items.size(),
+                     " items of ", flags.items_file));
+  }
   if (method->name() == "Embed") {
     return MakeRequests<v1::EmbedRequest>(method, {""}, items, per_call);
   }
@@ -404,7 +411,8 @@ void AddBenchCommand(CLI::App& app, GlobalOptions& globals, int* exit_code) {
   bench->footer(
       R"(Latencies are of answered calls; --timeout bounds each. Calls and items per
 second count what was answered in the measured time. An interrupt (^C) prints
-what there is. Exits with 0 when any call was answered, whatever the others did.
+what there is. Exits with 0 when any call was answered, whatever the others did,
+and with 4 when items had errors of their own.
 
 Examples:
   # 8 callers, 100 items a call, for 30 seconds

@@ -41,10 +41,12 @@ struct Client::Impl {
     const absl::Status status =
         ToAbslStatus((stub.*method)(&context, request, &response));
     if (status.ok()) return response;
-    // The deadline can end the wait between two tries to connect. That is no
-    // slow server but none.
+    // The deadline can end the wait while the channel tries to connect, or
+    // between two tries. That is no slow server but none.
+    const grpc_connectivity_state state = channel->GetState(false);
     if (absl::IsDeadlineExceeded(status) &&
-        channel->GetState(false) == GRPC_CHANNEL_TRANSIENT_FAILURE) {
+        (state == GRPC_CHANNEL_TRANSIENT_FAILURE ||
+         state == GRPC_CHANNEL_CONNECTING)) {
       return absl::UnavailableError(absl::StrCat(
           target, ": no connection within ", absl::FormatDuration(limit)));
     }

@@ -42,6 +42,11 @@ struct RequestFlags {
     return !query.empty() || !history.empty() || !items_file.empty() ||
            !texts_file.empty() || !arguments.empty();
   }
+
+  // Options that say how, and mean nothing without a request that says what.
+  bool ChangeRequest() const {
+    return !head.empty() || top_k != 0 || weight >= 0 || exclude_history;
+  }
 };
 
 // The items of a request and those that --history may name by id.
@@ -362,6 +367,11 @@ class InferenceCommand {
     if (flags.requests_file.empty() && isatty(STDIN_FILENO)) {
       return UsageError(absl::InvalidArgumentError(
           absl::StrCat("nothing to do; try vitrine ", name_, " --help")));
+    }
+    if (flags.ChangeRequest()) {
+      return UsageError(absl::InvalidArgumentError(
+          "--top-k, --weight, --head and --exclude-history go with a request "
+          "given by options; requests read as JSON have fields for them"));
     }
     return RunLines(**client);
   }

@@ -81,19 +81,7 @@ run_logged "compiling" "$state/build.log" \
   --target vitrine-server vitrine-trainer vitrine
 
 # ------------------------------------------------------------------- train --
-# One encoder from scratch, four heads on it. The label texts are short and
-# teach the encoder the shop's words quickly, which the others then build on.
-recipe=(
-  --items "$shop/items.jsonl"
-  --task relevance --data "$shop/relevance.jsonl"
-  --task recommendation --data "$shop/users.jsonl"
-  --task interest --data "$shop/interest.jsonl"
-  --task classification --head category --data "$shop/categories.jsonl"
-  # The sample shop's descriptions say nothing that titles do not.
-  --max-description-tokens -1
-  --pooling mean --learning-rate 1e-3 --dropout 0 --epochs 6 --seed 1
-)
-encoder=(--layers 2 --hidden 128 --heads 2 --seed 1)
+. deploy/starter/recipe.sh # encoder and recipe, for the files in $shop
 
 heading "3/5  Fine-tune on the sample shop (synthetic: see deploy/starter)"
 stamp=$( (

@@ -295,6 +295,13 @@ absl::Status CheckHeads(const std::vector<internal::Head>& heads) {
       return absl::InvalidArgumentError(
           absl::StrCat("head ", name, ": no labels"));
     }
+    std::set<std::string> labels;
+    for (const std::string& label : head.labels()) {
+      if (!labels.insert(label).second) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "head ", name, ": label \"", label, "\" is there twice"));
+      }
+    }
   }
   if (heads.size() > kMaxHeads) {
     return absl::InvalidArgumentError(

@@ -16,6 +16,10 @@ uint64_t Mix(uint64_t z) {
 
 }  // namespace
 
+// Mixed, for seeds come in rows: the streams of counters that start close by
+// would be the same, a few draws apart.
+Dropout::Dropout(uint64_t seed) : state_(Mix(seed + 1)) {}
+
 at::Tensor Dropout::Apply(const at::Tensor& x, double p) {
   if (p <= 0) return x;
   const int64_t size = x.numel();

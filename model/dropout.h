@@ -15,7 +15,7 @@ namespace vitrine {
 // For one thread at a time.
 class Dropout {
  public:
-  explicit Dropout(uint64_t seed) : state_(seed * 0x9E3779B97F4A7C15u + 1) {}
+  explicit Dropout(uint64_t seed);
 
   // Each element of `x` with probability `p` 0, else divided by 1 - p.
   at::Tensor Apply(const at::Tensor& x, double p);

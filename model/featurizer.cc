@@ -197,7 +197,7 @@ Featurizer::Featurizer(const Tokenizer& tokenizer,
     : tokenizer_(tokenizer),
       options_(options),
       segments_(encoder.type_vocab_size > 1 ? 2 : 1),
-      matcher_(encoder.type_vocab_size >= kMarkedSegments
+      matcher_(encoder.type_vocab_size == kMarkedSegments
                    ? std::make_unique<const WordMatcher>(tokenizer)
                    : nullptr) {}
 

@@ -363,6 +363,8 @@ std::string Encode(const NamedTensor& tensor) {
 }  // namespace
 
 int64_t TensorView::elements() const {
+  // Before any product: sizes beside a zero may be of any magnitude.
+  if (std::find(shape.begin(), shape.end(), 0) != shape.end()) return 0;
   int64_t count = 1;
   for (const int64_t size : shape) count *= size;
   return count;

@@ -6,6 +6,7 @@
 #include <set>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -307,7 +308,8 @@ absl::StatusOr<int> ServableModel::classification_head(
         "head: model ", this->name(), " has several, name one of: ", known));
   }
   return absl::NotFoundError(
-      absl::StrCat("head ", name, ": model ", this->name(), " has: ", known));
+      absl::StrCat("head \"", absl::CHexEscape(name.substr(0, 64)),
+                   "\": model ", this->name(), " has: ", known));
 }
 
 }  // namespace vitrine

@@ -74,7 +74,11 @@ WordMatcher::WordMatcher(const Tokenizer& tokenizer) {
     const std::string_view mark = wordpiece ? kContinuation : kSpace;
     const bool marked =
         text.size() >= mark.size() && text.substr(0, mark.size()) == mark;
-    if (marked && text.size() > mark.size()) text.remove_prefix(mark.size());
+    // A space by itself begins a word and adds nothing to it; "##" alone is
+    // two signs.
+    if (marked && (!wordpiece || text.size() > mark.size())) {
+      text.remove_prefix(mark.size());
+    }
     piece.starts_word = marked != wordpiece;
     if (!IsText(text)) {
       piece.starts_word = true;  // punctuation parts words

@@ -1,6 +1,7 @@
 #include "server/config.h"
 
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -8,9 +9,11 @@
 #include <climits>
 #include <cmath>
 #include <filesystem>
+#include <limits>
 #include <set>
 #include <thread>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -56,6 +59,9 @@ class Checker {
     if (value == absl::ZeroDuration()) value = fallback;
     if (value < absl::ZeroDuration() && !never) {
       Error(field, absl::StrCat(absl::FormatDuration(value), " is negative"));
+    }
+    if (value > absl::ZeroDuration() && value < absl::Milliseconds(1)) {
+      Error(field, absl::StrCat(absl::FormatDuration(value), " < 1ms"));
     }
     if (value > absl::Hours(24)) {
       Error(field, absl::StrCat(absl::FormatDuration(value), " > 24h"));
@@ -243,6 +249,23 @@ void CheckEncoding(const internal::EncodingOptions& encoding, Checker* check) {
   positive("max_history_item_tokens", encoding.max_history_item_tokens());
 }
 
+// What a control group's cpu.max allows: "quota period" in microseconds, or
+// "max".
+int64_t CoresOfGroup(absl::string_view group) {
+  constexpr int64_t kAny = std::numeric_limits<int64_t>::max();
+  const absl::StatusOr<std::string> text =
+      ReadFile(absl::StrCat("/sys/fs/cgroup", group, "/cpu.max"), 4096);
+  if (!text.ok()) return kAny;
+  const std::vector<absl::string_view> parts =
+      absl::StrSplit(*text, absl::ByAnyChar(" \n"), absl::SkipEmpty());
+  int64_t quota = 0, period = 0;
+  if (parts.size() != 2 || !absl::SimpleAtoi(parts[0], &quota) ||
+      !absl::SimpleAtoi(parts[1], &period) || quota <= 0 || period <= 0) {
+    return kAny;
+  }
+  return (quota + period - 1) / period;
+}
+
 }  // namespace
 
 absl::Status ResolveServerConfig(ServerConfig* config) {
@@ -309,19 +332,25 @@ absl::Duration FromProtoDuration(const Duration& duration) {
 }
 
 int AvailableCores() {
-  int cores = std::max(1u, std::thread::hardware_concurrency());
-  // Control groups, version 2: "quota period" in microseconds, or "max".
-  const absl::StatusOr<std::string> text =
-      ReadFile("/sys/fs/cgroup/cpu.max", 4096);
-  if (!text.ok()) return cores;
-  const std::vector<absl::string_view> parts =
-      absl::StrSplit(*text, absl::ByAnyChar(" \n"), absl::SkipEmpty());
-  int64_t quota = 0, period = 0;
-  if (parts.size() == 2 && absl::SimpleAtoi(parts[0], &quota) &&
-      absl::SimpleAtoi(parts[1], &period) && quota > 0 && period > 0) {
-    cores = std::min<int64_t>(cores, (quota + period - 1) / period);
+  int64_t cores = std::max(1u, std::thread::hardware_concurrency());
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) {
+    cores = std::min<int64_t>(cores, CPU_COUNT(&set));
   }
-  return cores;
+  // The process's control group (version 2) and those that it is in. In a
+  // container the path is "/": its own group is all that there is.
+  std::string group;
+  if (const auto groups = ReadFile("/proc/self/cgroup", 4096); groups.ok()) {
+    for (const absl::string_view line : absl::StrSplit(*groups, '\n')) {
+      if (absl::StartsWith(line, "0::")) group = std::string(line.substr(3));
+    }
+  }
+  while (true) {
+    cores = std::min(cores, CoresOfGroup(group));
+    if (group.size() <= 1) break;
+    group.resize(group.rfind('/'));
+  }
+  return static_cast<int>(std::max<int64_t>(1, cores));
 }
 
 }  // namespace vitrine

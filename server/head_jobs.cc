@@ -76,6 +76,7 @@ class InterestsJob : public InferenceJob {
 
   // The one history is encoded in Prepare.
   int elements() const override { return 0; }
+  int items() const override { return 1; }
   void Encode(int) override {}
 
   absl::Status Answer(const Outputs& outputs) override {
@@ -249,7 +250,7 @@ class ClassifyJob : public ListJob {
     RETURN_IF_ERROR(Pin(request_.model()));
     const absl::StatusOr<int> head =
         model().classification_head(request_.head());
-    if (!head.ok()) return Annotate(head.status(), "head");
+    RETURN_IF_ERROR(head.status());
     UseHead(*head);
     return absl::OkStatus();
   }

@@ -27,7 +27,7 @@ void InferenceJob::Start() {
     call_->Finish(status);
     return;
   }
-  parts_.rpc.metrics().items(call_->method()).Increment(elements());
+  parts_.rpc.metrics().items(call_->method()).Increment(items());
   Step();
 }
 

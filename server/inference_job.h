@@ -47,6 +47,8 @@ class InferenceJob : public std::enable_shared_from_this<InferenceJob> {
   virtual absl::Status Prepare() = 0;
   // Items or texts.
   virtual int elements() const = 0;
+  // How many items the call counts as.
+  virtual int items() const { return elements(); }
   // Adds what element `i` needs; its own errors are kept for Answer.
   virtual void Encode(int i) = 0;
   // Fills in the response. `outputs` is empty where no sequence was needed.

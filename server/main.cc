@@ -114,8 +114,8 @@ int Main(int argc, char** argv) {
   started = true;
   asked.wait(false);
   (*server)->Stop();
-  server->reset();
-  // The watcher still waits, and uses what a return would destroy.
+  // Not destroyed: that would wait for a version that is just being loaded. The
+  // watcher still waits, too, and uses what a return would destroy.
   std::fflush(nullptr);
   _exit(0);
 }

@@ -169,8 +169,9 @@ Metrics::Metrics()
     item_errors_[m] = &item_errors.Add({{"method", method}});
     unversioned_[m] = NewSeries(static_cast<Method>(m), "", "", "");
   }
-  Family<Counter>& rejected = Counters(*registry_, "vitrine_rejected_total",
-                                       "Calls turned away before any work.");
+  Family<Counter>& rejected =
+      Counters(*registry_, "vitrine_rejected_total",
+               "Calls turned away before the model ran.");
   for (int r = 0; r < kRejections; ++r) {
     rejected_[r] = &rejected.Add({{"reason", kReasonNames[r]}});
   }

@@ -37,7 +37,7 @@ enum class Method {
 inline constexpr int kMethods = 6;
 absl::string_view MethodName(Method method);  // "Score"
 
-// Why a call was turned away before any work.
+// Why a call was turned away before the model ran.
 enum class Rejection {
   kTooManyCalls,  // limits.max_concurrent_calls
   kPoolFull,      // no room among the tasks of the thread pool

@@ -33,28 +33,36 @@ constexpr int kBacklog = 16;
 constexpr char kPlain[] = "text/plain; charset=utf-8";
 constexpr char kExposition[] = "text/plain; version=0.0.4; charset=utf-8";
 
-// Waits for `events` until `deadline`; false when it passed.
-bool WaitFor(int fd, short events, absl::Time deadline) {
+// A scraper's connection, and what ends the wait for it.
+struct Connection {
+  int fd;
+  int stop;  // an eventfd, readable when the server stops
+};
+
+// Waits for `events` until `deadline`; false when that passed, or at a stop.
+bool WaitFor(const Connection& connection, short events, absl::Time deadline) {
   while (true) {
     const absl::Duration left = deadline - absl::Now();
     if (left <= absl::ZeroDuration()) return false;
-    pollfd entry = {fd, events, 0};
+    pollfd entries[2] = {{connection.fd, events, 0},
+                         {connection.stop, POLLIN, 0}};
     const int n =
-        poll(&entry, 1, static_cast<int>(absl::ToInt64Milliseconds(left)) + 1);
-    if (n > 0) return true;
+        poll(entries, 2, static_cast<int>(absl::ToInt64Milliseconds(left)) + 1);
+    if (n > 0) return entries[1].revents == 0;
     if (n < 0 && errno != EINTR) return false;
   }
 }
 
 // Reads up to the end of the headers. False: gone, too slow or too long.
-bool ReadRequest(int fd, std::string* request) {
+bool ReadRequest(const Connection& connection, std::string* request) {
   const absl::Time deadline = absl::Now() + kRequestTimeout;
   char chunk[4096];
   while (!absl::StrContains(*request, "\r\n\r\n")) {
-    if (request->size() > kMaxRequestBytes || !WaitFor(fd, POLLIN, deadline)) {
+    if (request->size() > kMaxRequestBytes ||
+        !WaitFor(connection, POLLIN, deadline)) {
       return false;
     }
-    const ssize_t n = recv(fd, chunk, sizeof(chunk), MSG_DONTWAIT);
+    const ssize_t n = recv(connection.fd, chunk, sizeof(chunk), MSG_DONTWAIT);
     if (n == 0) return false;
     if (n < 0) {
       if (errno == EINTR || errno == EAGAIN) continue;
@@ -65,12 +73,12 @@ bool ReadRequest(int fd, std::string* request) {
   return true;
 }
 
-void SendAll(int fd, absl::string_view data) {
+void SendAll(const Connection& connection, absl::string_view data) {
   const absl::Time deadline = absl::Now() + kResponseTimeout;
   while (!data.empty()) {
-    if (!WaitFor(fd, POLLOUT, deadline)) return;
-    const ssize_t n =
-        send(fd, data.data(), data.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (!WaitFor(connection, POLLOUT, deadline)) return;
+    const ssize_t n = send(connection.fd, data.data(), data.size(),
+                           MSG_DONTWAIT | MSG_NOSIGNAL);
     if (n < 0) {
       if (errno == EINTR || errno == EAGAIN) continue;
       return;
@@ -117,7 +125,10 @@ class MetricsHttpImpl : public MetricsHttp {
         continue;
       }
       std::string request;
-      if (ReadRequest(fd, &request)) SendAll(fd, Answer(request));
+      const Connection connection = {fd, stop_};
+      if (ReadRequest(connection, &request)) {
+        SendAll(connection, Answer(request));
+      }
       close(fd);
     }
   }

@@ -166,9 +166,9 @@ absl::Status ModelManager::LoadFirst(Slot& slot, int index) {
               {{"model", slot.name}, {"error", written}});
         }
       }
+      if (i > 0 && first > 0) NoteFailure(slot, first);
       return absl::OkStatus();
     }
-    if (i == 0 && first > 0) NoteFailure(slot, first);
     absl::StrAppend(&errors, errors.empty() ? "" : "; ", status.message());
   }
   return absl::FailedPreconditionError(

@@ -131,18 +131,24 @@ void Call::Finish(const absl::Status& status) {
 Rpc::Rpc(const RpcOptions& options, ThreadPool& pool, Metrics& metrics)
     : options_(options), pool_(pool), metrics_(metrics) {}
 
-void Rpc::AwaitAnswers(absl::Time until) const {
-  while (unanswered_ > 0 && absl::Now() < until) {
+bool Rpc::AwaitAnswers(absl::Time until) const {
+  while (unanswered_ > 0) {
+    if (absl::Now() >= until) return false;
     absl::SleepFor(absl::Milliseconds(5));
   }
+  return true;
 }
 
-absl::Status Rpc::Admit() {
+absl::Status Rpc::Admit(Method method) {
   if (stopping_) {
     metrics_.rejected(Rejection::kStopping).Increment();
     return absl::UnavailableError("the server is stopping");
   }
-  if (in_flight_ > options_.max_concurrent_calls) {
+  // What a probe asks costs nothing, and a busy server is not an ill one.
+  if (method == Method::kListModels) return absl::OkStatus();
+  // Callers that do not take their answers hold memory, too.
+  if (in_flight_ > options_.max_concurrent_calls ||
+      unanswered_ > 2 * options_.max_concurrent_calls) {
     metrics_.rejected(Rejection::kTooManyCalls).Increment();
     return WithRetryDelay(absl::ResourceExhaustedError(absl::StrCat(
                               "more than ", options_.max_concurrent_calls,
@@ -163,7 +169,7 @@ grpc::ServerUnaryReactor* Rpc::Start(
   ++in_flight_;
   ++unanswered_;
   metrics_.calls_in_flight().Increment();
-  const absl::Status admitted = Admit();
+  const absl::Status admitted = Admit(method);
   if (!admitted.ok()) {
     call->Finish(admitted);
     return reactor;

@@ -111,8 +111,9 @@ class Rpc {
   // From now on every new call is refused with kUnavailable.
   void Stop() { stopping_ = true; }
 
-  // Returns when gRPC has sent the answer of every call, or at `until`.
-  void AwaitAnswers(absl::Time until) const;
+  // Returns when gRPC has sent the answer of every call, or at `until`; whether
+  // all are sent.
+  bool AwaitAnswers(absl::Time until) const;
 
   // Runs `task` on the pool. False, and the task is not taken, when that is
   // full.
@@ -130,7 +131,7 @@ class Rpc {
       const grpc::ByteBuffer& request, grpc::ByteBuffer& response,
       const google::protobuf::Message& request_type,
       const google::protobuf::Message& response_type, Handler handler);
-  absl::Status Admit();
+  absl::Status Admit(Method method);
 
   const RpcOptions options_;
   ThreadPool& pool_;

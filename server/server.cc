@@ -33,8 +33,10 @@ namespace {
 constexpr int64_t kMaxPemBytes = 1 << 20;
 // Clients may ping this often to keep idle connections open.
 constexpr int kMinPingIntervalMs = 10000;
-// For what is sent last to reach its connection.
-constexpr absl::Duration kGoodbye = absl::Milliseconds(50);
+// For the last answers to reach their callers, once they are out of our hands,
+// and for the last word on our health.
+constexpr absl::Duration kGoodbye = absl::Seconds(1);
+constexpr absl::Duration kShortGoodbye = absl::Milliseconds(50);
 
 absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> Credentials(
     const internal::ServerConfig& config) {
@@ -149,8 +151,10 @@ class ServerImpl : public Server {
           [&] { server_->Shutdown(absl::ToChronoTime(until)); });
       // What holds it up once all calls are answered is nobody's work: someone
       // watching our health, a connection that never spoke.
+      const bool busy = !rpc_.AwaitAnswers(absl::Now());
       rpc_.AwaitAnswers(until);
-      absl::SleepFor(std::min(kGoodbye, until - absl::Now()));
+      absl::SleepFor(
+          std::min(busy ? kGoodbye : kShortGoodbye, until - absl::Now()));
       grpc_server_cancel_all_calls(server_->c_server());
       shutdown.join();
       server_->Wait();

@@ -35,7 +35,8 @@ class Server {
   virtual Metrics& metrics() = 0;
 
   // Reports NOT_SERVING, takes no more calls, lets those in flight end within
-  // drain_timeout, cancels the rest, joins all threads. Blocking; once.
+  // drain_timeout, cancels the rest. Blocking; once. A version that is being
+  // loaded meanwhile holds up the destructor, not this.
   virtual void Stop() = 0;
 };
 

@@ -29,8 +29,8 @@ struct BadString {
 // Overwrites, in strings of `*serialized` that `type` declares, each byte that
 // is not part of valid UTF-8 by '?'; lengths stay. Of each element of a
 // repeated field at the top the first bad string is listed. kInvalidArgument
-// when the bytes are not a message in wire format, or hold more bad elements
-// than any call may. Unknown fields are passed over.
+// when the bytes are not a message in wire format, or hold more than
+// 65,536 bad elements. Unknown fields are passed over.
 absl::StatusOr<std::vector<BadString>> RepairUtf8(
     const google::protobuf::Descriptor& type, std::string* serialized);
 

@@ -11,6 +11,8 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "base/file.h"
 #include "base/status_macros.h"
 #include "model/unicode.h"
@@ -307,6 +309,14 @@ void SplitRows(std::vector<Row> all, double share, const Key& key,
   }
 }
 
+// What a text is split by: near enough the same text for every tokenizer, so
+// that "Red sofa" and "red  sofa" are held out together.
+std::string SameTextKey(absl::string_view text) {
+  return absl::AsciiStrToLower(absl::StrJoin(
+      absl::StrSplit(text, absl::ByAnyChar(" \t\r\n"), absl::SkipEmpty()),
+      " "));
+}
+
 }  // namespace
 
 absl::StatusOr<Catalogue> ReadItems(const std::string& path,
@@ -368,14 +378,15 @@ Split SplitDataset(Dataset all, double share) {
   }
   SplitRows(
       std::move(all.relevance), share,
-      [](const RelevanceRow& row) { return row.query; },
+      [](const RelevanceRow& row) { return SameTextKey(row.query); },
       &split.training.relevance, &split.validation.relevance);
   SplitRows(
       std::move(all.histories), share,
       [](const HistoryRow& row) { return row.user_id; },
       &split.training.histories, &split.validation.histories);
   SplitRows(
-      std::move(all.texts), share, [](const TextRow& row) { return row.text; },
+      std::move(all.texts), share,
+      [](const TextRow& row) { return SameTextKey(row.text); },
       &split.training.texts, &split.validation.texts);
   return split;
 }

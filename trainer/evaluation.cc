@@ -85,6 +85,7 @@ RankingMetrics EvaluateRanking(absl::Span<const int32_t> group,
 int64_t PlaceOf(int32_t target, absl::Span<const float> scores,
                 absl::Span<const int32_t> seen) {
   const float score = scores[target];
+  if (std::isnan(score)) return static_cast<int64_t>(scores.size());
   const auto better = [&](int32_t item) {
     return scores[item] > score || (scores[item] == score && item < target);
   };

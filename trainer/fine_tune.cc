@@ -293,11 +293,14 @@ absl::Status Run::Step(const TrainingBatch& batch, double* loss) {
         "head ", task.head().name(), ": the loss became ", *loss, " at step ",
         step_ + 1, "; a lower --learning-rate may help"));
   }
-  double scale = 1;
-  if (options_.clip > 0) {
-    const double norm = GradientNorm(trained_, workers_.get());
-    if (norm > options_.clip) scale = options_.clip / norm;
+  const double norm = GradientNorm(trained_, workers_.get());
+  if (!std::isfinite(norm)) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "head ", task.head().name(), ": the gradient became ", norm,
+        " at step ", step_ + 1, "; a lower --learning-rate may help"));
   }
+  const double scale =
+      options_.clip > 0 && norm > options_.clip ? options_.clip / norm : 1;
   optimizer_->Step(
       RateFactor(options_.schedule, options_.warmup, step_, total_steps_),
       scale);
@@ -467,6 +470,16 @@ absl::Status Run::Publish() {
   for (size_t i = 0; i < tasks_.size(); ++i) {
     for (const Encoding* sample : tasks_[i]->Samples(kGoldenPerHead)) {
       version.samples.emplace_back(tasks_[i]->head().name(), *sample);
+    }
+  }
+  // The heads of the source that were not trained are served as well.
+  for (const internal::Head& head : manifest.heads()) {
+    const auto is_its = [&head](const std::unique_ptr<Task>& task) {
+      return task->head().name() == head.name();
+    };
+    if (std::any_of(tasks_.begin(), tasks_.end(), is_its)) continue;
+    for (const Encoding* sample : tasks_[0]->Samples(kGoldenPerHead)) {
+      version.samples.emplace_back(head.name(), *sample);
     }
   }
   RETURN_IF_ERROR(CheckStop());

@@ -42,6 +42,15 @@ absl::Status CheckEmpty(const std::string& folder) {
       absl::StrCat("--out ", folder, ": the folder is not empty"));
 }
 
+// The folder was empty before.
+void RemoveContents(const std::string& folder) {
+  std::error_code ignored;
+  for (const auto& entry :
+       std::filesystem::directory_iterator(folder, ignored)) {
+    std::filesystem::remove_all(entry.path(), ignored);
+  }
+}
+
 absl::Status CopyFile(const std::string& from, const std::string& to) {
   ASSIGN_OR_RETURN(const std::string content, ReadFile(from));
   return WriteFile(to, content);
@@ -63,9 +72,7 @@ absl::Status WriteTokenizer(const InitOptions& options,
       JoinPath(folder, offset ? "sentencepiece.bpe.model" : "spiece.model"));
 }
 
-absl::Status Init(const InitOptions& options) {
-  RETURN_IF_ERROR(CheckEmpty(options.out));
-  RETURN_IF_ERROR(MakeFolders(options.out));
+absl::Status MakeEncoder(const InitOptions& options) {
   RETURN_IF_ERROR(WriteTokenizer(options, options.out));
   ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer,
                    LoadTokenizer(options.out));
@@ -106,6 +113,15 @@ absl::Status Init(const InitOptions& options) {
       config.num_heads, config.vocab_size,
       static_cast<double>(parameters) / 1e6);
   return absl::OkStatus();
+}
+
+absl::Status Init(const InitOptions& options) {
+  RETURN_IF_ERROR(CheckEmpty(options.out));
+  RETURN_IF_ERROR(MakeFolders(options.out));
+  const absl::Status made = MakeEncoder(options);
+  // So that the next try finds it empty again.
+  if (!made.ok()) RemoveContents(options.out);
+  return made;
 }
 
 }  // namespace

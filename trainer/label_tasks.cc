@@ -66,7 +66,7 @@ class InterestTask : public Task {
     const int labels = head_.labels_size();
     std::vector<float> targets;
     for (const int32_t example : examples) {
-      const auto row = training_truth_.begin() + example * labels;
+      const auto row = training_truth_.begin() + int64_t{example} * labels;
       targets.insert(targets.end(), row, row + labels);
     }
     // The sum over labels, a row's log-likelihood like the other tasks': the

@@ -115,12 +115,20 @@ class RecommendationTask : public Task {
   std::vector<MetricValue> Evaluate(const Network& network,
                                     int h) const override {
     if (validation_.empty()) return {};
-    const at::Tensor cosines = Cosines(network, h, Pointers(validation_));
+    // Some users at a time: all of them times all items may be too much.
+    constexpr size_t kUsers = 1024;
+    const at::Tensor items = Vectors(network, h, Pointers(items_));
+    const at::Tensor users = Vectors(network, h, Pointers(validation_));
     std::vector<int64_t> places;
-    for (size_t i = 0; i < validation_.size(); ++i) {
-      places.push_back(
-          Place(i, absl::MakeSpan(cosines.data_ptr<float>() + i * items_.size(),
-                                  items_.size())));
+    for (size_t begin = 0; begin < validation_.size(); begin += kUsers) {
+      const size_t end = std::min(begin + kUsers, validation_.size());
+      const at::Tensor cosines = Cosines(users.slice(0, begin, end), items);
+      for (size_t i = begin; i < end; ++i) {
+        places.push_back(Place(
+            i, absl::MakeSpan(
+                   cosines.data_ptr<float>() + (i - begin) * items_.size(),
+                   items_.size())));
+      }
     }
     return Metrics(places);
   }
@@ -156,7 +164,8 @@ class RecommendationTask : public Task {
       seen.push_back(&split_.training.histories[e.user].items);
       targets.push_back(e.target);
     }
-    const at::Tensor cosines = Cosines(*network, h, histories);
+    const at::Tensor cosines = Cosines(Vectors(*network, h, histories),
+                                       Vectors(*network, h, Pointers(items_)));
     std::vector<float> positives, negatives;
     for (size_t i = 0; i < histories.size(); ++i) {
       const float* const row = cosines.data_ptr<float>() + i * items_.size();
@@ -204,18 +213,17 @@ class RecommendationTask : public Task {
     return columns;
   }
 
-  // (histories, items) fp32, contiguous.
-  at::Tensor Cosines(const Network& network, int h,
-                     const std::vector<const Encoding*>& histories) const {
+  // Of length 1, (encodings, width) fp32.
+  static at::Tensor Vectors(const Network& network, int h,
+                            const std::vector<const Encoding*>& encodings) {
+    return at::tensor(network.Infer(h, encodings))
+        .view({static_cast<int64_t>(encodings.size()), network.width(h)});
+  }
+
+  // (users, items) fp32, contiguous.
+  static at::Tensor Cosines(const at::Tensor& users, const at::Tensor& items) {
     const at::NoGradGuard no_grad;
-    std::vector<float> items = network.Infer(h, Pointers(items_));
-    std::vector<float> users = network.Infer(h, histories);
-    const int64_t width = network.width(h);
-    const auto rows = static_cast<int64_t>(histories.size());
-    const auto columns = static_cast<int64_t>(items_.size());
-    return at::mm(at::from_blob(users.data(), {rows, width}, at::kFloat),
-                  at::from_blob(items.data(), {columns, width}, at::kFloat).t())
-        .contiguous();
+    return at::mm(users, items.t()).contiguous();
   }
 
   int64_t Place(size_t row, absl::Span<const float> scores) const {

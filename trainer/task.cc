@@ -45,7 +45,7 @@ absl::StatusOr<std::unique_ptr<Task>> NewTask(const TaskSettings& settings,
 absl::StatusOr<Encoding> EncodeHistory(const Featurizer& featurizer,
                                        const Catalogue& catalogue,
                                        absl::Span<const int32_t> items) {
-  // Only the newest can fit, whatever the budgets are.
+  // As many as fit a model of 512 tokens at two tokens each.
   constexpr size_t kNewest = 256;
   if (items.size() > kNewest) items = items.subspan(items.size() - kNewest);
   std::vector<v1::Interaction> events(items.size());

@@ -2,7 +2,9 @@
 
 #include <sys/statvfs.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <system_error>
@@ -45,6 +47,11 @@ absl::Status WriteGolden(const std::string& folder, const NewVersion& version) {
                                          encoding.segment_ids.end());
       out->set_head(name);
       const auto values = outputs.Of(0);
+      if (!std::all_of(values.begin(), values.end(),
+                       [](float value) { return std::isfinite(value); })) {
+        return absl::FailedPreconditionError(
+            absl::StrCat("head ", name, ": its outputs are not finite"));
+      }
       out->mutable_outputs()->Assign(values.begin(), values.end());
     }
   }

@@ -146,7 +146,8 @@ write("vocab.txt", dict.fromkeys(pieces))
 PYTHON
 
 if [ -z "$model" ]; then
-  model=$work/registry/bench/1
+  registry=$work/registry
+  model=$registry/bench/1
   if [ ! -d "$model" ]; then
     say "random model: 6 layers of 384"
     "$bin/vitrine-trainer" init --vocab "${vocab:-$work/vocab.txt}" \
@@ -161,16 +162,15 @@ if [ -z "$model" ]; then
   fi
 else
   # Served through a registry of its own, so that --model may lie anywhere.
-  rm -rf "$work/served"
-  mkdir -p "$work/served/bench"
+  registry=$work/served
+  rm -rf "$registry"
+  mkdir -p "$registry/bench"
   version=$(basename "$(realpath "$model")")
   case $version in
   *[!0-9]* | '') version=1 ;;
   esac
-  ln -s "$(realpath "$model")" "$work/served/bench/$version"
+  ln -s "$(realpath "$model")" "$registry/bench/$version"
 fi
-registry=$work/registry
-[ ! -d "$work/served" ] || registry=$work/served
 
 # Server and tokenize cut at the same length: no field has less than the rest.
 max_tokens=128

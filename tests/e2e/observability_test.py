@@ -107,6 +107,11 @@ class ObservabilityTest(harness.TestCase):
             stub.Rank(request, timeout=harness.PATIENCE)
         with self.assert_code(grpc.StatusCode.INVALID_ARGUMENT):
             stub.Rank(pb.RankRequest(), timeout=harness.PATIENCE)
+        stub.PredictInterests(pb.PredictInterestsRequest(history=[
+            pb.Interaction(item=pb.Item(title="red sofa"))]),
+            timeout=harness.PATIENCE)
+        self.assertEqual(server.metric("vitrine_items_total",
+                                       method="PredictInterests"), 1)
         self.assertEqual(server.metric("vitrine_requests_total",
                                        method="Rank", code="OK"), 3)
         self.assertEqual(server.metric("vitrine_requests_total", method="Rank",
