@@ -301,6 +301,17 @@ class CommandTest(harness.TestCase):
         path = self.file('{"method":"Classify","head":"mood","texts":["a"]}\n')
         self.bench("--requests", path, "--requests-total", 3, check=FAILED)
 
+    def test_bench_does_not_count_an_item_twice_in_a_call(self):
+        done = self.vitrine("bench", "--method", "embed", "--items",
+                            self.items, "--items-per-call", 999, check=USAGE)
+        self.assertIn("--items-per-call 999 > the ", done.stderr)
+
+    def test_options_that_requests_read_as_json_would_ignore(self):
+        path = self.file('{"context":{"query":"sofa"},"items":[{"title":"a"}]}')
+        done = self.vitrine("rank", "--requests", path, "--top-k", 1,
+                            check=USAGE)
+        self.assertIn("--top-k", done.stderr)
+
     def test_bench_prints_a_summary_for_people(self):
         out = self.vitrine("bench", "--method", "embed", "--items", self.items,
                            "--duration", "200ms", "--warmup", "0").stdout

@@ -219,6 +219,20 @@ TEST(BertTest, DropsOutOnlyWhenAskedAndAsSeeded) {
   EXPECT_FALSE(at::allclose(run(1, true), run(1, false)));
 }
 
+TEST(DropoutTest, NeighbouringSeedsGiveUnrelatedMasks) {
+  const at::Tensor ones = at::ones({4096});
+  const at::Tensor a = Dropout(1).Apply(ones, 0.5);
+  const at::Tensor b = Dropout(2).Apply(ones, 0.5);
+  for (int64_t shift = 0; shift < 64; ++shift) {
+    const double same = a.slice(0, shift)
+                            .eq(b.slice(0, 0, 4096 - shift))
+                            .to(at::kFloat)
+                            .mean()
+                            .item<double>();
+    EXPECT_NEAR(same, 0.5, 0.05) << shift;
+  }
+}
+
 TEST(BertTest, KeepsSequencesApart) {
   const EncoderConfig config = SmallConfig();
   const Bert bert = Bert::Random(config, 3);

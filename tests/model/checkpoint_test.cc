@@ -380,6 +380,8 @@ TEST_F(ManifestHeadsTest, ChecksTheHeadsThemselves) {
               HasSubstr("head sentiment: no kind"));
   EXPECT_THAT(error([](internal::Head* h) { h->clear_labels(); }),
               HasSubstr("head sentiment: no labels"));
+  EXPECT_THAT(error([](internal::Head* h) { h->add_labels(h->labels(0)); }),
+              HasSubstr("is there twice"));
   EXPECT_THAT(error([](internal::Head* h) {
                 h->set_pooling(static_cast<internal::Pooling>(9));
               }),

@@ -112,6 +112,9 @@ TEST_F(MatchMarksTest, MarksOfSentencePiecesFollowTheirSpaces) {
   };
   const WordMatcher matcher{Fake()};
   const auto words = matcher.WordsOf({5, 6, 7, 1, 8});
+  // A space by itself is no word, and adds nothing to the one that it begins.
+  EXPECT_EQ(words[4], 0);
+  EXPECT_EQ(matcher.WordsOf({8, 7})[1], matcher.WordsOf({7})[0]);
   EXPECT_NE(words[0], 0);
   EXPECT_EQ(words[1], words[0]);
   EXPECT_EQ(words[2], words[0]);

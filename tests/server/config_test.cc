@@ -92,6 +92,7 @@ TEST_F(ConfigTest, NamesTheFieldAndItsValue) {
   const std::vector<std::pair<std::string, std::string>> cases = {
       {"registry: '/no/such'", "registry: \"/no/such\" is not a folder"},
       {"models { name: 'A/..' }", "models[0].name: "},
+      {"poll_interval { nanos: 1 }", "poll_interval: 1ns < 1ms"},
       {"models { name: 'a' } models { name: 'a' }",
        "models[1].name: \"a\" is there twice"},
       {"models { name: 'a' version: -1 }", "models[0].version: -1 is negative"},

@@ -6,6 +6,7 @@
 #include <set>
 #include <string>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
 #include "tests/testing/temp_folder.h"
@@ -242,6 +243,13 @@ TEST_F(DatasetTest, SplitKeepsAQueryOnOneSide) {
   EXPECT_EQ(split.validation.size(), 3 * validation.size());
   EXPECT_NEAR(validation.size(), 100, 30);
   EXPECT_EQ(SplitDataset(all, 0).validation.size(), 0);
+  // Case and spaces do not part a query from itself.
+  Dataset loud = all;
+  for (auto& row : loud.relevance) {
+    row.query = absl::StrCat(" ", absl::AsciiStrToUpper(row.query), "  ");
+  }
+  EXPECT_EQ(SplitDataset(loud, 0.25).validation.size(),
+            split.validation.size());
   // A row's side depends on nothing else: half the rows, the same sides.
   Dataset half = all;
   half.relevance.resize(600);

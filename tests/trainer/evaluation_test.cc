@@ -62,6 +62,10 @@ TEST(Place, CountsBetterItemsThatWereNotSeen) {
   EXPECT_EQ(PlaceOf(2, scores, {2, 3}), 2);  // the target stays in
 }
 
+TEST(Place, ATargetWithoutAScoreIsBehindAll) {
+  EXPECT_EQ(PlaceOf(1, std::vector<float>{0.5f, NAN, 0.1f}, {}), 3);
+}
+
 TEST(Place, EqualScoresGoByIndex) {
   const std::vector<float> scores(5);
   EXPECT_EQ(PlaceOf(0, scores, {}), 0);
