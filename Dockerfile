@@ -8,6 +8,10 @@
 #   docker run --rm -v models:/var/lib/vitrine/models -v "$PWD":/data:ro \
 #       vitrine-trainer fit --out /var/lib/vitrine/models ...
 #
+# With tls in the configuration, tell the health check so:
+#
+#   docker run --health-cmd "vitrine status --ca /etc/vitrine/ca.pem" ...
+#
 # The volume `models` is the registry that both share: the trainer adds
 # versions, the server takes them up.
 

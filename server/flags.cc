@@ -109,7 +109,7 @@ CommandLine ParseCommandLine(int argc, const char* const* argv) {
 
   std::string config_file, registry, default_model, listen, metrics_listen,
       port_file, certificate, key, client_ca, drain_timeout, poll_interval;
-  std::vector<std::string> models;
+  std::vector<std::string> fields, models;
   internal::Device device = internal::DEVICE_AUTO;
   internal::Dtype dtype = internal::DTYPE_AUTO;
   internal::LogLevelConfig log_level = internal::LOG_LEVEL_INFO;
@@ -131,6 +131,11 @@ CommandLine ParseCommandLine(int argc, const char* const* argv) {
 
   add("-c,--config", config_file, "The configuration, a textproto file",
       "FILE");
+  add("--set", fields,
+      "Any field, written as in the file, on top of it: --set \"limits { "
+      "max_items: 50 }\"; may be repeated",
+      "FIELD")
+      ->take_all();
   app.add_flag("--check", out.check,
                "Check the configuration, list every error, and exit");
 
@@ -256,6 +261,15 @@ CommandLine ParseCommandLine(int argc, const char* const* argv) {
   if (!config_file.empty()) {
     const absl::Status read = ReadTextProto(config_file, &config);
     if (!read.ok()) errors = absl::StrCat(read.message(), "\n");
+  }
+  for (const std::string& field : fields) {
+    internal::ServerConfig part;
+    const absl::Status parsed = ParseTextProto(field, "--set", &part);
+    if (parsed.ok()) {
+      config.MergeFrom(part);
+    } else {
+      absl::StrAppend(&errors, parsed.message(), "\n");
+    }
   }
   absl::StrAppend(&errors, SetModels(models, &config));
   const auto given = [](const CLI::Option* option) {

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sched.h>
 
 #include <functional>
 #include <string>
@@ -188,21 +189,44 @@ TEST_F(ConfigTest, FlagsOverrideTheFile) {
                         "registry: '/a' listen: '1.2.3.4:5' "
                         "models { name: 'x' } limits { max_items: 9 }")
                   .ok());
-  const CommandLine command =
-      Command({"--config",         file,      "--registry",      folder_.path(),
-               "--model",          "shop:12", "--model",         "other",
-               "--metrics-listen", "off",     "--device",        "cpu",
-               "--dtype",          "BF16",    "--batch-threads", "2",
-               "--inner-threads",  "3",       "--port-file",     "p",
-               "--log-format",     "json",    "--log-level",     "debug",
-               "--drain-timeout",  "1500ms",  "--poll-interval", "-1s",
-               "--check"});
+  const CommandLine command = Command({"--config",
+                                       file,
+                                       "--registry",
+                                       folder_.path(),
+                                       "--model",
+                                       "shop:12",
+                                       "--model",
+                                       "other",
+                                       "--metrics-listen",
+                                       "off",
+                                       "--device",
+                                       "cpu",
+                                       "--dtype",
+                                       "BF16",
+                                       "--batch-threads",
+                                       "2",
+                                       "--inner-threads",
+                                       "3",
+                                       "--port-file",
+                                       "p",
+                                       "--log-format",
+                                       "json",
+                                       "--log-level",
+                                       "debug",
+                                       "--drain-timeout",
+                                       "1500ms",
+                                       "--poll-interval",
+                                       "-1s",
+                                       "--set",
+                                       "cache { item_vector_bytes: 77 }",
+                                       "--check"});
   ASSERT_FALSE(command.exit_code.has_value()) << command.text;
   EXPECT_TRUE(command.check);
   const internal::ServerConfig& config = command.config;
   EXPECT_EQ(config.registry(), folder_.path());
   EXPECT_EQ(config.listen(), "1.2.3.4:5");
   EXPECT_EQ(config.limits().max_items(), 9);
+  EXPECT_EQ(config.cache().item_vector_bytes(), 77);
   ASSERT_EQ(config.models_size(), 2);
   EXPECT_EQ(config.models(0).name(), "shop");
   EXPECT_EQ(config.models(0).version(), 12);
@@ -230,6 +254,7 @@ TEST_F(ConfigTest, RefusesMistakesOfTheCommandLine) {
       {{"--drain-timeout", "20"}, "20"},
       {{"--model", "shop:new"}, "shop:new"},
       {{"--config", "/no/such/file"}, "/no/such/file"},
+      {{"--set", "limits { max_moose: 1 }"}, "max_moose"},
       {{"--config", file}, "bad.textproto:2:"},
   };
   for (const auto& [args, text] : cases) {
@@ -249,7 +274,18 @@ TEST_F(ConfigTest, HelpAndVersionExitWithZero) {
   EXPECT_THAT(version.text, StartsWith("vitrine-server "));
 }
 
-TEST_F(ConfigTest, FindsAtLeastOneCore) { EXPECT_GE(AvailableCores(), 1); }
+TEST_F(ConfigTest, CountsTheCoresThatItMayUse) {
+  EXPECT_GE(AvailableCores(), 1);
+  cpu_set_t before, one;
+  ASSERT_EQ(sched_getaffinity(0, sizeof(before), &before), 0);
+  CPU_ZERO(&one);
+  for (int cpu = 0; CPU_COUNT(&one) == 0; ++cpu) {
+    if (CPU_ISSET(cpu, &before)) CPU_SET(cpu, &one);
+  }
+  ASSERT_EQ(sched_setaffinity(0, sizeof(one), &one), 0);
+  EXPECT_EQ(AvailableCores(), 1);
+  ASSERT_EQ(sched_setaffinity(0, sizeof(before), &before), 0);
+}
 
 }  // namespace
 }  // namespace vitrine
