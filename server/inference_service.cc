@@ -148,6 +148,7 @@ class InferenceService : public Raw<v1::InferenceService::Service> {
     to.set_max_texts(limits.max_texts());
     to.set_max_history(limits.max_history());
     to.set_max_field_bytes(limits.max_field_bytes());
+    to.set_max_attributes(limits.max_attributes());
     to.set_max_message_bytes(limits.max_message_bytes());
     out->set_server_version(kVersion);
   }

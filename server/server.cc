@@ -33,6 +33,9 @@ namespace {
 constexpr int64_t kMaxPemBytes = 1 << 20;
 // Clients may ping this often to keep idle connections open.
 constexpr int kMinPingIntervalMs = 10000;
+// How often clients are pinged, and how long they may take to answer.
+constexpr int kKeepaliveMs = 60000;
+constexpr int kKeepaliveTimeoutMs = 20000;
 // For the last answers to reach their callers, once they are out of our hands,
 // and for the last word on our health.
 constexpr absl::Duration kGoodbye = absl::Seconds(1);
@@ -182,6 +185,11 @@ class ServerImpl : public Server {
     // Two servers on one port would share its calls by chance.
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+    // A client whose machine is gone would hold its calls for ever.
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
+                               kKeepaliveTimeoutMs);
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
     builder.AddChannelArgument(
         GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
         kMinPingIntervalMs);

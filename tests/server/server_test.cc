@@ -289,6 +289,7 @@ TEST_F(ServerTest, ListsModelsHeadsAndLimits) {
                        {"sentiment", "classification"}}));
   EXPECT_EQ(response.limits().max_items(), 7);
   EXPECT_EQ(response.limits().max_field_bytes(), 65536);
+  EXPECT_EQ(response.limits().max_attributes(), 64);
 }
 
 }  // namespace
