@@ -39,7 +39,7 @@ function(vitrine_test name)
                                             ENVIRONMENT GOMP_SPINCOUNT=0)
   else()
     include(GoogleTest)
-    gtest_discover_tests(${name}_tests TEST_PREFIX "${name}/"
+    gtest_discover_tests(${name}_tests TEST_PREFIX "${name}/" NO_PRETTY_VALUES
                          PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS ${name}
                                     ENVIRONMENT GOMP_SPINCOUNT=0
                          DISCOVERY_TIMEOUT 60)
