@@ -13,12 +13,14 @@
 #include <set>
 #include <thread>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "base/file.h"
+#include "base/status_macros.h"
 #include "store/model_registry.h"
 
 namespace vitrine {
@@ -126,6 +128,76 @@ void CheckModels(ServerConfig* config, Checker* check) {
   }
 }
 
+void CheckTls(const std::string& field, const internal::TlsConfig& tls,
+              Checker* check) {
+  if (tls.certificate_file().empty()) {
+    check->Error(field + ".certificate_file",
+                 absl::StrCat("is required with ", field));
+  } else {
+    check->ReadableFile(field + ".certificate_file", tls.certificate_file());
+  }
+  if (tls.key_file().empty()) {
+    check->Error(field + ".key_file", absl::StrCat("is required with ", field));
+  } else {
+    check->ReadableFile(field + ".key_file", tls.key_file());
+  }
+  if (!tls.client_ca_file().empty()) {
+    check->ReadableFile(field + ".client_ca_file", tls.client_ca_file());
+  }
+}
+
+void CheckAdmin(ServerConfig* config, Checker* check) {
+  if (!config->has_admin()) return;
+  const internal::AdminConfig& admin = config->admin();
+  if (admin.listen().empty()) {
+    check->Error("admin.listen", "is required with admin");
+  } else if (const absl::StatusOr<HostPort> listen =
+                 ParseHostPort(admin.listen());
+             !listen.ok()) {
+    check->Error("admin.listen", listen.status().message());
+  } else if (listen->port != 0 &&
+             (admin.listen() == config->listen() ||
+              admin.listen() == config->metrics_listen())) {
+    check->Error("admin.listen", absl::StrCat("\"", admin.listen(),
+                                              "\" is another listener's"));
+  }
+  if (admin.token_file().empty()) {
+    check->Error("admin.token_file", "is required with admin");
+  } else if (const absl::StatusOr<std::string> token =
+                 ReadAdminToken(admin.token_file());
+             !token.ok()) {
+    check->Error("admin.token_file", token.status().message());
+  }
+  if (admin.has_tls()) CheckTls("admin.tls", admin.tls(), check);
+}
+
+void CheckStore(ServerConfig* config, Checker* check) {
+  if (config->has_store()) {
+    internal::StoreConfig& store = *config->mutable_store();
+    if (store.url().empty())
+      check->Error("store.url", "is required with store");
+    check->Time("store.lock_timeout", absl::Seconds(5), false,
+                store.mutable_lock_timeout());
+    store.set_max_waiting(check->Number(
+        "store.max_waiting", store.max_waiting(), 100000, 1, INT_MAX));
+  }
+  for (int i = 0; i < config->models_size(); ++i) {
+    const internal::ModelConfig& model = config->models(i);
+    const std::string field = absl::StrCat("models[", i, "].activation");
+    if (!internal::Activation_IsValid(model.activation())) {
+      check->Error(field, absl::StrCat(model.activation(), " is unknown"));
+    }
+    if (model.activation() != internal::ACTIVATION_AUTOMATIC) continue;
+    if (!config->has_store()) {
+      check->Error(field, "ACTIVATION_AUTOMATIC needs store");
+    }
+    if (model.version() > 0) {
+      check->Error(field, absl::StrCat("ACTIVATION_AUTOMATIC with version ",
+                                       model.version(), " fixed"));
+    }
+  }
+}
+
 void CheckAddresses(ServerConfig* config, Checker* check) {
   if (config->listen().empty()) config->set_listen("127.0.0.1:8500");
   const absl::StatusOr<HostPort> listen = ParseHostPort(config->listen());
@@ -145,22 +217,7 @@ void CheckAddresses(ServerConfig* config, Checker* check) {
                                 "\" is the address of listen too"));
     }
   }
-  if (config->has_tls()) {
-    const internal::TlsConfig& tls = config->tls();
-    if (tls.certificate_file().empty()) {
-      check->Error("tls.certificate_file", "is required with tls");
-    } else {
-      check->ReadableFile("tls.certificate_file", tls.certificate_file());
-    }
-    if (tls.key_file().empty()) {
-      check->Error("tls.key_file", "is required with tls");
-    } else {
-      check->ReadableFile("tls.key_file", tls.key_file());
-    }
-    if (!tls.client_ca_file().empty()) {
-      check->ReadableFile("tls.client_ca_file", tls.client_ca_file());
-    }
-  }
+  if (config->has_tls()) CheckTls("tls", config->tls(), check);
   if (!config->port_file().empty()) {
     const std::string folder =
         std::filesystem::path(config->port_file()).parent_path().string();
@@ -229,6 +286,8 @@ void CheckLimits(ServerConfig* config, Checker* check) {
       "max_message_bytes", limits.max_message_bytes(), 16 << 20, INT_MAX));
   limits.set_max_concurrent_calls(number(
       "max_concurrent_calls", limits.max_concurrent_calls(), 1024, 1 << 20));
+  limits.set_max_feedback(
+      number("max_feedback", limits.max_feedback(), 1000, 1 << 20));
   check->Time("limits.default_deadline", absl::Seconds(30), false,
               limits.mutable_default_deadline());
   internal::CacheConfig& cache = *config->mutable_cache();
@@ -272,6 +331,8 @@ absl::Status ResolveServerConfig(ServerConfig* config) {
   Checker check;
   CheckModels(config, &check);
   CheckAddresses(config, &check);
+  CheckAdmin(config, &check);
+  CheckStore(config, &check);
   CheckEngine(config, &check);
   CheckLimits(config, &check);
   CheckEncoding(config->encoding(), &check);
@@ -324,6 +385,27 @@ absl::StatusOr<HostPort> ParseHostPort(absl::string_view text) {
     return error();
   }
   return out;
+}
+
+absl::StatusOr<std::string> ReadAdminToken(const std::string& path) {
+  constexpr int64_t kMaxBytes = 4096;
+  constexpr size_t kMinCharacters = 16;
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxBytes));
+  const std::string token(
+      absl::StripAsciiWhitespace(text.substr(0, text.find('\n'))));
+  if (token.size() < kMinCharacters) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, ": a token of ", token.size(),
+        " characters is too short; at least ", kMinCharacters, " are needed"));
+  }
+  // It travels in a header.
+  for (const char c : token) {
+    if (!absl::ascii_isgraph(static_cast<unsigned char>(c))) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          path, ": the token holds a character that is not printable ASCII"));
+    }
+  }
+  return token;
 }
 
 absl::Duration FromProtoDuration(const Duration& duration) {

@@ -27,6 +27,10 @@ struct HostPort {
 };
 absl::StatusOr<HostPort> ParseHostPort(absl::string_view text);
 
+// The token in admin.token_file: its first line. kInvalidArgument: too short
+// for a secret, or not printable ASCII.
+absl::StatusOr<std::string> ReadAdminToken(const std::string& path);
+
 absl::Duration FromProtoDuration(const google::protobuf::Duration& duration);
 
 // Cores this process may use: its affinity, and the quota of its control

@@ -73,12 +73,37 @@ absl::string_view MethodName(Method method) {
       return "Classify";
     case Method::kListModels:
       return "ListModels";
+    case Method::kRecordFeedback:
+      return "RecordFeedback";
+    case Method::kImportFeedback:
+      return "ImportFeedback";
+    case Method::kStartTraining:
+      return "StartTraining";
+    case Method::kGetTrainingJob:
+      return "GetTrainingJob";
+    case Method::kListTrainingJobs:
+      return "ListTrainingJobs";
+    case Method::kWatchTrainingJob:
+      return "WatchTrainingJob";
+    case Method::kCancelTrainingJob:
+      return "CancelTrainingJob";
+    case Method::kListModelVersions:
+      return "ListModelVersions";
+    case Method::kGetModelVersion:
+      return "GetModelVersion";
+    case Method::kActivateModelVersion:
+      return "ActivateModelVersion";
+    case Method::kRollbackModel:
+      return "RollbackModel";
+    case Method::kListAuditEvents:
+      return "ListAuditEvents";
   }
   return "";
 }
 
 void CallSeries::Observe(const CallTimes& times) const {
   request->Observe(absl::ToDoubleSeconds(times.total));
+  if (queue == nullptr) return;
   queue->Observe(absl::ToDoubleSeconds(times.queue));
   tokenize->Observe(absl::ToDoubleSeconds(times.tokenize));
   compute->Observe(absl::ToDoubleSeconds(times.compute));
@@ -137,6 +162,8 @@ Metrics::Metrics()
                             "The version in service; 0 before the first.")),
       load_failures_(Counters(*registry_, "vitrine_model_load_failures_total",
                               "Versions that could not be loaded.")),
+      swaps_(Counters(*registry_, "vitrine_model_swaps_total",
+                      "Versions that came into service.")),
       calls_in_flight_(
           Gauges(*registry_, "vitrine_calls_in_flight",
                  "Calls that have arrived and are not answered yet.")
@@ -150,7 +177,14 @@ Metrics::Metrics()
                         .Add({})),
       cache_bytes_(Gauges(*registry_, "vitrine_item_vector_cache_bytes",
                           "Memory taken by cached item vectors.")
-                       .Add({})) {
+                       .Add({})),
+      feedback_waiting_(Gauges(*registry_, "vitrine_feedback_waiting",
+                               "Entries waiting to be committed.")
+                            .Add({})),
+      feedback_commit_seconds_(
+          Histograms(*registry_, "vitrine_feedback_commit_seconds",
+                     "Writing one batch of entries to the label store.")
+              .Add({}, kSeconds)) {
   Family<Counter>& requests = Counters(*registry_, "vitrine_requests_total",
                                        "Calls answered, by gRPC code.");
   Family<Counter>& items =
@@ -165,8 +199,10 @@ Metrics::Metrics()
       requests_[m][c] =
           &requests.Add({{"method", method}, {"code", kCodeNames[c]}});
     }
-    items_[m] = &items.Add({{"method", method}});
-    item_errors_[m] = &item_errors.Add({{"method", method}});
+    if (m < kInferenceMethods) {
+      items_[m] = &items.Add({{"method", method}});
+      item_errors_[m] = &item_errors.Add({{"method", method}});
+    }
     unversioned_[m] = NewSeries(static_cast<Method>(m), "", "", "");
   }
   Family<Counter>& rejected =
@@ -174,6 +210,14 @@ Metrics::Metrics()
                "Calls turned away before the model ran.");
   for (int r = 0; r < kRejections; ++r) {
     rejected_[r] = &rejected.Add({{"reason", kReasonNames[r]}});
+  }
+  Family<Counter>& feedback = Counters(*registry_, "vitrine_feedback_total",
+                                       "Entries of feedback, by outcome.");
+  constexpr const char* kOutcomes[] = {"unspecified", "stored", "duplicate",
+                                       "rejected"};
+  static_assert(std::size(kOutcomes) == v1::FeedbackOutcome_ARRAYSIZE);
+  for (int o = 1; o < v1::FeedbackOutcome_ARRAYSIZE; ++o) {
+    feedback_[o] = &feedback.Add({{"outcome", kOutcomes[o]}});
   }
   batcher_.batch_tokens =
       &Histograms(*registry_, "vitrine_batch_tokens", "Tokens in a batch.")
@@ -228,6 +272,10 @@ Counter& Metrics::load_failures(const std::string& model) {
   return load_failures_.Add({{"model", model}});
 }
 
+Counter& Metrics::swaps(const std::string& model) {
+  return swaps_.Add({{"model", model}});
+}
+
 CallSeries Metrics::NewSeries(Method method, const std::string& model,
                               const std::string& version,
                               const std::string& head) {
@@ -236,6 +284,9 @@ CallSeries Metrics::NewSeries(Method method, const std::string& model,
       {"model", model},
       {"version", version},
       {"head", head}};
+  if (static_cast<int>(method) >= kInferenceMethods) {
+    return {&request_seconds_.Add(labels, kSeconds)};
+  }
   return {&request_seconds_.Add(labels, kSeconds),
           &queue_seconds_.Add(labels, kSeconds),
           &tokenize_seconds_.Add(labels, kSeconds),

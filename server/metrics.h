@@ -23,6 +23,7 @@
 #include "prometheus/histogram.h"
 #include "prometheus/registry.h"
 #include "server/batcher.h"
+#include "vitrine/v1/feedback.pb.h"
 
 namespace vitrine {
 
@@ -33,8 +34,23 @@ enum class Method {
   kEmbed,
   kClassify,
   kListModels,
+  kRecordFeedback,
+  kImportFeedback,
+  kStartTraining,
+  kGetTrainingJob,
+  kListTrainingJobs,
+  kWatchTrainingJob,
+  kCancelTrainingJob,
+  kListModelVersions,
+  kGetModelVersion,
+  kActivateModelVersion,
+  kRollbackModel,
+  kListAuditEvents,
 };
-inline constexpr int kMethods = 6;
+inline constexpr int kMethods = 18;
+// Those from 0 to this one are InferenceService's: they have items, heads and
+// a model's times.
+inline constexpr int kInferenceMethods = 6;
 absl::string_view MethodName(Method method);  // "Score"
 
 // Why a call was turned away before the model ran.
@@ -55,7 +71,8 @@ struct CallTimes {
 };
 
 // Histograms of one method over one version's heads. Empty label values for
-// calls that ended before a version was chosen.
+// calls that ended before a version was chosen. The last three are null for
+// calls that need no model.
 struct CallSeries {
   prometheus::Histogram* request = nullptr;
   prometheus::Histogram* queue = nullptr;
@@ -118,8 +135,18 @@ class Metrics {
   prometheus::Counter& cache_misses() { return cache_misses_; }
   prometheus::Gauge& cache_bytes() { return cache_bytes_; }
 
+  // By what became of them.
+  prometheus::Counter& feedback(v1::FeedbackOutcome outcome) {
+    return *feedback_[outcome];
+  }
+  prometheus::Gauge& feedback_waiting() { return feedback_waiting_; }
+  prometheus::Histogram& feedback_commit_seconds() {
+    return feedback_commit_seconds_;
+  }
+
   // Made on first use: call both when a model is known, before any load.
   prometheus::Gauge& model_version(const std::string& model);
+  prometheus::Counter& swaps(const std::string& model);
   prometheus::Counter& load_failures(const std::string& model);
 
  private:
@@ -146,17 +173,21 @@ class Metrics {
   prometheus::Family<prometheus::Gauge>& load_seconds_;
   prometheus::Family<prometheus::Gauge>& model_version_;
   prometheus::Family<prometheus::Counter>& load_failures_;
+  prometheus::Family<prometheus::Counter>& swaps_;
   prometheus::Gauge& calls_in_flight_;
   prometheus::Counter& cache_hits_;
   prometheus::Counter& cache_misses_;
   prometheus::Gauge& cache_bytes_;
+  prometheus::Gauge& feedback_waiting_;
+  prometheus::Histogram& feedback_commit_seconds_;
 
   static constexpr int kCodes = 17;  // OK to UNAUTHENTICATED
   std::array<std::array<prometheus::Counter*, kCodes>, kMethods> requests_;
-  std::array<prometheus::Counter*, kMethods> items_;
-  std::array<prometheus::Counter*, kMethods> item_errors_;
+  std::array<prometheus::Counter*, kInferenceMethods> items_;
+  std::array<prometheus::Counter*, kInferenceMethods> item_errors_;
   std::array<prometheus::Counter*, kRejections> rejected_;
   std::array<CallSeries, kMethods> unversioned_;
+  std::array<prometheus::Counter*, v1::FeedbackOutcome_ARRAYSIZE> feedback_;
   BatcherMetrics batcher_;
 };
 

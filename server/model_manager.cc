@@ -301,6 +301,14 @@ absl::StatusOr<std::shared_ptr<const ServedVersion>> ModelManager::Pin(
       " is not being served; these are: ", absl::StrJoin(names, ", ")));
 }
 
+absl::StatusOr<std::string> ModelManager::ResolveName(
+    const std::string& name) const {
+  v1::ModelSpec spec;
+  spec.set_name(name);
+  ASSIGN_OR_RETURN(const ServedPtr served, Pin(spec));
+  return served->name;
+}
+
 std::vector<std::shared_ptr<const ServedVersion>> ModelManager::List() const {
   MutexLock lock(mu_);
   if (!ready_) return {};

@@ -71,6 +71,8 @@ class ModelManager {
   // kUnavailable before LoadAll; kNotFound lists what is served.
   absl::StatusOr<std::shared_ptr<const ServedVersion>> Pin(
       const v1::ModelSpec& spec) const;
+  // `name`, or the default model's where it is empty. Errors as Pin's.
+  absl::StatusOr<std::string> ResolveName(const std::string& name) const;
   // The default model first.
   std::vector<std::shared_ptr<const ServedVersion>> List() const;
   bool ready() const;

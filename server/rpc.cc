@@ -4,10 +4,13 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
+#include "base/file.h"
 #include "base/status_macros.h"
 #include "grpcpp/impl/codegen/proto_utils.h"
 #include "grpcpp/support/proto_buffer_reader.h"
+#include "openssl/crypto.h"
 #include "server/grpc_status.h"
 #include "server/gunzip.h"
 
@@ -40,6 +43,21 @@ std::string ToString(const grpc::ByteBuffer& bytes) {
 }
 
 }  // namespace
+
+std::string PeerHost(const std::string& peer) {
+  const size_t kind = peer.find(':');
+  if (kind == std::string::npos || peer.compare(0, 2, "ip") != 0) return peer;
+  std::string address = peer.substr(kind + 1, peer.rfind(':') - kind - 1);
+  // gRPC escapes the brackets of IPv6: "%5B::1%5D".
+  absl::string_view host = address;
+  for (const absl::string_view open : {"[", "%5B"}) {
+    absl::ConsumePrefix(&host, open);
+  }
+  for (const absl::string_view close : {"]", "%5D"}) {
+    absl::ConsumeSuffix(&host, close);
+  }
+  return std::string(host);
+}
 
 absl::Status ParseRequest(const grpc::ByteBuffer& bytes, size_t max_bytes,
                           google::protobuf::Message* message,
@@ -88,6 +106,7 @@ Call::Call(Rpc& rpc, Method method, grpc::CallbackServerContext& context,
       method_(method),
       arrival_(absl::Now()),
       deadline_(DeadlineOf(context, arrival_, rpc.options_.default_deadline)),
+      peer_(PeerHost(context.peer())),
       response_bytes_(response_bytes),
       cancelled_(std::make_shared<std::atomic<bool>>(false)) {}
 
@@ -139,7 +158,47 @@ bool Rpc::AwaitAnswers(absl::Time until) const {
   return true;
 }
 
-absl::Status Rpc::Admit(Method method) {
+absl::Status Rpc::CheckToken(const grpc::CallbackServerContext& context) const {
+  constexpr absl::string_view kScheme = "Bearer ";
+  const auto& metadata = context.client_metadata();
+  const auto header = metadata.find("authorization");
+  if (header == metadata.end()) {
+    return absl::UnauthenticatedError(
+        "no token; send metadata \"authorization: Bearer TOKEN\"");
+  }
+  absl::string_view given(header->second.data(), header->second.size());
+  if (!absl::ConsumePrefix(&given, kScheme)) {
+    return absl::UnauthenticatedError("authorization: not a bearer token");
+  }
+  // Digests: of equal length whatever was sent, so that the time taken tells
+  // nothing of the token, not even its length.
+  const std::string expected = Sha256(options_.token);
+  const std::string actual = Sha256(given);
+  if (CRYPTO_memcmp(expected.data(), actual.data(), expected.size()) != 0) {
+    return absl::UnauthenticatedError("authorization: a wrong token");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Rpc::StreamArrived(Method method,
+                                const grpc::CallbackServerContext& context) {
+  ++in_flight_;
+  ++unanswered_;
+  metrics_.calls_in_flight().Increment();
+  return Admit(method, context);
+}
+
+void Rpc::StreamFinished(Method method, absl::StatusCode code,
+                         absl::Duration took) {
+  metrics_.unversioned(method).Observe({.total = took});
+  metrics_.CountRequest(method, code);
+  --in_flight_;
+  metrics_.calls_in_flight().Decrement();
+}
+
+absl::Status Rpc::Admit(Method method,
+                        const grpc::CallbackServerContext& context) {
+  if (!options_.token.empty()) RETURN_IF_ERROR(CheckToken(context));
   if (stopping_) {
     metrics_.rejected(Rejection::kStopping).Increment();
     return absl::UnavailableError("the server is stopping");
@@ -169,7 +228,7 @@ grpc::ServerUnaryReactor* Rpc::Start(
   ++in_flight_;
   ++unanswered_;
   metrics_.calls_in_flight().Increment();
-  const absl::Status admitted = Admit(method);
+  const absl::Status admitted = Admit(method, context);
   if (!admitted.ok()) {
     call->Finish(admitted);
     return reactor;

@@ -44,6 +44,8 @@ class Call {
   Method method() const { return method_; }
   absl::Time arrival() const { return arrival_; }
   absl::Time deadline() const { return deadline_; }
+  // The caller's address without its port: "10.0.0.7".
+  const std::string& peer() const { return peer_; }
 
   // kCancelled or kDeadlineExceeded once nobody waits for the answer.
   absl::Status Alive() const;
@@ -75,6 +77,7 @@ class Call {
   const Method method_;
   const absl::Time arrival_;
   const absl::Time deadline_;
+  const std::string peer_;
   grpc::ByteBuffer& response_bytes_;  // gRPC's; until Finish
   const std::shared_ptr<std::atomic<bool>> cancelled_;
   google::protobuf::Arena arena_;
@@ -87,6 +90,8 @@ struct RpcOptions {
   int max_concurrent_calls = 1024;
   absl::Duration default_deadline = absl::Seconds(30);
   size_t max_message_bytes = 16 << 20;
+  // Not empty: callers must send "authorization: Bearer <token>".
+  std::string token;
 };
 
 // Owned by the server; outlives all calls.
@@ -108,8 +113,19 @@ class Rpc {
                  std::move(handler));
   }
 
-  // From now on every new call is refused with kUnavailable.
+  // Of a streaming call, which has a reactor of its own: when it arrives,
+  // whether it may go on; when it is finished; when gRPC has let it go. Each
+  // once, in this order.
+  absl::Status StreamArrived(Method method,
+                             const grpc::CallbackServerContext& context);
+  void StreamFinished(Method method, absl::StatusCode code,
+                      absl::Duration took);
+  void StreamDone() { --unanswered_; }
+
+  // From now on every new call is refused with kUnavailable. Streams are to
+  // look at stopping() now and then.
   void Stop() { stopping_ = true; }
+  bool stopping() const { return stopping_; }
 
   // Returns when gRPC has sent the answer of every call, or at `until`; whether
   // all are sent.
@@ -122,6 +138,7 @@ class Rpc {
   }
 
   Metrics& metrics() { return metrics_; }
+  size_t max_message_bytes() const { return options_.max_message_bytes; }
 
  private:
   friend class Call;
@@ -131,7 +148,8 @@ class Rpc {
       const grpc::ByteBuffer& request, grpc::ByteBuffer& response,
       const google::protobuf::Message& request_type,
       const google::protobuf::Message& response_type, Handler handler);
-  absl::Status Admit(Method method);
+  absl::Status Admit(Method method, const grpc::CallbackServerContext& context);
+  absl::Status CheckToken(const grpc::CallbackServerContext& context) const;
 
   const RpcOptions options_;
   ThreadPool& pool_;
@@ -140,6 +158,10 @@ class Rpc {
   std::atomic<int> in_flight_{0};   // not finished yet
   std::atomic<int> unanswered_{0};  // not let go by gRPC yet
 };
+
+// The caller's address as gRPC gives it, "ipv4:10.0.0.7:5123", without kind
+// and port.
+std::string PeerHost(const std::string& peer);
 
 // Parses `bytes`, inflating and repairing strings where needed, into
 // `*message`. kInvalidArgument for anything that is not such a message,
