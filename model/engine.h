@@ -21,6 +21,8 @@ struct EngineOptions {
   // Threads inside one batch; 0: as LibTorch finds it. LibTorch and the BLAS
   // have one such number per process: the engine made last sets it for all.
   int inner_threads = 0;
+  // False: Run uses the caller's thread alone until StartThreads.
+  bool start_threads = true;
 };
 
 class Engine {
@@ -30,6 +32,11 @@ class Engine {
   // kInvalidArgument: an id outside the vocabulary, a sequence that is empty
   // or longer than the position table, a head that is not there.
   virtual absl::StatusOr<Outputs> Run(const Batch& batch) const = 0;
+
+  // Starts the threads that share batches out, where that has not been done.
+  // They get the priority of this thread, so that a version loaded by a thread
+  // of low priority asks another one for this.
+  virtual void StartThreads() const {}
 
   // How many floats head `h` gives per sequence.
   virtual int width(int head) const = 0;

@@ -228,16 +228,24 @@ class TorchEngine final : public Engine {
         heads_(std::move(heads)),
         device_(device),
         dtype_(dtype),
-        threads_(threads) {
-    if (threads_ > 1) {
+        threads_(threads) {}
+
+  void StartThreads() const override {
+    std::call_once(start_once_, [this] {
+      if (threads_ <= 1) return;
       pool_ = std::make_unique<ThreadPool>("engine", threads_ - 1,
                                            /*max_queued=*/1 << 16);
-    }
+      started_.store(true, std::memory_order_release);
+    });
   }
 
   absl::StatusOr<Outputs> Run(const Batch& batch) const override {
     RETURN_IF_ERROR(CheckBatch(batch, bert_.config(), heads_.size()));
     if (batch.sequences() == 0) return Outputs();
+    if (threads_ > 1 && !started_.load(std::memory_order_acquire)) {
+      const OneOmpThread alone;
+      return RunWhole(batch);
+    }
     // Each thread its own sequences, from the first layer to the last, a
     // cacheful at a time. OpenMP inside every pass would have the threads meet
     // a hundred times a batch and spin in between, which is ruinous where
@@ -370,7 +378,9 @@ class TorchEngine final : public Engine {
   const at::Device device_;
   const at::ScalarType dtype_;
   const int threads_;
-  std::unique_ptr<ThreadPool> pool_;  // threads_ - 1; null for one thread
+  mutable std::once_flag start_once_;
+  mutable std::unique_ptr<ThreadPool> pool_;  // threads_ - 1; null for none
+  mutable std::atomic<bool> started_{false};  // pool_ is there
 };
 
 }  // namespace
@@ -401,9 +411,11 @@ absl::StatusOr<std::unique_ptr<Engine>> NewTorchEngine(
       task_head.To(device, at::kFloat);
       task_heads.push_back(std::move(task_head));
     }
-    return std::unique_ptr<Engine>(std::make_unique<TorchEngine>(
+    std::unique_ptr<Engine> engine = std::make_unique<TorchEngine>(
         std::move(bert), std::move(task_heads), device, dtype,
-        device.is_cpu() ? at::get_num_threads() : 1));
+        device.is_cpu() ? at::get_num_threads() : 1);
+    if (options.start_threads) engine->StartThreads();
+    return engine;
   } catch (const std::exception& e) {
     return absl::InternalError(absl::StrCat("LibTorch: ", Reason(e)));
   }

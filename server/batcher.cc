@@ -348,6 +348,11 @@ bool Batcher::TakeShare(Waiting& waiting, int call, int64_t* room, int* anchor,
   return true;
 }
 
+std::vector<std::vector<int>> Batcher::RecentShapes() const {
+  MutexLock lock(mu_);
+  return {recent_shapes_.begin(), recent_shapes_.end()};
+}
+
 void Batcher::RunPlan(const Plan& plan) {
   std::vector<absl::Status> statuses(plan.calls.size());
   const absl::Status status = RunParts(plan, plan.parts);
@@ -413,8 +418,14 @@ void Batcher::FinishPlan(const Plan& plan,
   Observe(options_.metrics.batch_seconds, seconds);
   std::vector<WaitingPtr> finished;
   bool any_failed = false;
+  std::vector<int> shape;
+  for (const Part& part : plan.parts) {
+    shape.push_back(plan.calls[part.call]->length(part.sequence));
+  }
   {
     MutexLock lock(mu_);
+    recent_shapes_.push_back(std::move(shape));
+    if (recent_shapes_.size() > kRecentShapes) recent_shapes_.pop_front();
     if (seconds > 0) {
       const double rate = tokens / seconds;
       tokens_per_second_ =

@@ -13,6 +13,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <list>
 #include <memory>
@@ -102,6 +103,10 @@ class Batcher {
 
   int64_t queued_tokens() const;
 
+  // The lengths of the sequences of the last batches, at most kRecentShapes.
+  std::vector<std::vector<int>> RecentShapes() const;
+  static constexpr int kRecentShapes = 8;
+
  private:
   struct Waiting;
   using WaitingPtr = std::shared_ptr<Waiting>;
@@ -152,6 +157,7 @@ class Batcher {
   std::list<WaitingPtr> queue_ ABSL_GUARDED_BY(mu_);
   int64_t queued_tokens_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t plans_ ABSL_GUARDED_BY(mu_) = 0;
+  std::deque<std::vector<int>> recent_shapes_ ABSL_GUARDED_BY(mu_);
   double tokens_per_second_ ABSL_GUARDED_BY(mu_) = 0;  // of one thread
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;         // takes no more
   bool quit_ ABSL_GUARDED_BY(mu_) = false;             // runs no more

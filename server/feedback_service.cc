@@ -1,6 +1,5 @@
 #include "server/feedback_service.h"
 
-#include <atomic>
 #include <set>
 #include <string>
 #include <utility>
@@ -136,18 +135,23 @@ class Import : public grpc::ServerReadReactor<grpc::ByteBuffer>,
       End(status);
       return;
     }
-    StartRead(&bytes_);
+    ReadOn();
   }
 
   // Ends it unless a batch of it is being checked or committed.
   void StopIfIdle() {
-    if (reading_) {
-      End(absl::UnavailableError("the server is stopping"));
+    {
+      MutexLock lock(mu_);
+      if (!reading_) return;
     }
+    End(absl::UnavailableError("the server is stopping"));
   }
 
   void OnReadDone(bool ok) override {
-    reading_ = false;
+    {
+      MutexLock lock(mu_);
+      reading_ = false;
+    }
     if (!ok) {
       // The end of the stream, or its cancellation.
       End(absl::OkStatus());
@@ -221,13 +225,24 @@ class Import : public grpc::ServerReadReactor<grpc::ByteBuffer>,
       End(absl::UnavailableError("the server is stopping"));
       return;
     }
-    // Before the read: its callback may come at once, on another thread.
+    ReadOn();
+  }
+
+  void ReadOn() {
+    const std::shared_ptr<Import> alive = shared_from_this();
+    // Held across the start, so that no read comes after Finish.
+    MutexLock lock(mu_);
+    if (ended_) return;
     reading_ = true;
     StartRead(&bytes_);
   }
 
   void End(const absl::Status& status) {
-    if (ended_.exchange(true)) return;
+    {
+      MutexLock lock(mu_);
+      if (ended_) return;
+      ended_ = true;
+    }
     if (status.ok()) {
       bool own = false;
       (void)grpc::SerializationTraits<google::protobuf::Message>::Serialize(
@@ -244,8 +259,9 @@ class Import : public grpc::ServerReadReactor<grpc::ByteBuffer>,
   grpc::ByteBuffer& response_bytes_;  // gRPC's
   OpenImports& open_;
 
-  std::atomic<bool> reading_{true};
-  std::atomic<bool> ended_{false};
+  Mutex mu_;
+  bool reading_ ABSL_GUARDED_BY(mu_) = false;  // waits for its caller
+  bool ended_ ABSL_GUARDED_BY(mu_) = false;
   // One at a time touches the rest: whoever read, checks or commits.
   grpc::ByteBuffer bytes_;
   v1::ImportFeedbackRequest request_;

@@ -1,9 +1,6 @@
 #include "server/model_manager.h"
 
-#include <pthread.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
-#include <unistd.h>
+#include <malloc.h>
 
 #include <algorithm>
 #include <chrono>
@@ -14,12 +11,11 @@
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "server/grpc_status.h"
+#include "server/thread_priority.h"
 
 namespace vitrine {
 namespace {
 
-// The polling thread yields to those that answer calls.
-constexpr int kLoadingNice = 10;
 constexpr absl::Duration kFirstRetry = absl::Seconds(10);
 constexpr absl::Duration kMaxRetry = absl::Minutes(5);
 
@@ -59,11 +55,7 @@ ModelManager::ModelManager(ModelManagerOptions options, Metrics& metrics)
       metrics_(metrics) {}
 
 ModelManager::~ModelManager() {
-  {
-    MutexLock lock(mu_);
-    stopping_ = true;
-  }
-  wake_.NotifyAll();
+  StopActivations();
   if (thread_.joinable()) thread_.join();
 }
 
@@ -73,6 +65,7 @@ absl::Status ModelManager::ResolveSlots() {
     Slot& slot = slots_.emplace_back();
     slot.name = model.name();
     slot.pinned_version = model.version();
+    slot.automatic = model.activation() == internal::ACTIVATION_AUTOMATIC;
   }
   if (slots_.empty()) {
     ASSIGN_OR_RETURN(const std::vector<std::string> names,
@@ -115,6 +108,7 @@ absl::Status ModelManager::LoadAll() {
   for (const Slot& slot : slots_) {
     metrics_.model_version(slot.name);
     metrics_.load_failures(slot.name);
+    metrics_.swaps(slot.name);
   }
   for (size_t i = 0; i < slots_.size(); ++i) {
     RETURN_IF_ERROR(Annotate(LoadFirst(slots_[i], static_cast<int>(i)),
@@ -127,7 +121,7 @@ absl::Status ModelManager::LoadAll() {
 
 absl::Status ModelManager::LoadFirst(Slot& slot, int index) {
   if (slot.pinned_version > 0) {
-    return LoadAndSwap(slot, index, slot.pinned_version);
+    return LoadAndSwap(slot, index, slot.pinned_version, /*quietly=*/false);
   }
   ASSIGN_OR_RETURN(std::vector<int64_t> versions,
                    registry_.ListVersions(slot.name));
@@ -150,7 +144,8 @@ absl::Status ModelManager::LoadFirst(Slot& slot, int index) {
   if (versions.empty()) return absl::NotFoundError("it has no version");
   std::string errors;
   for (size_t i = 0; i < versions.size(); ++i) {
-    const absl::Status status = LoadAndSwap(slot, index, versions[i]);
+    const absl::Status status =
+        LoadAndSwap(slot, index, versions[i], /*quietly=*/false);
     if (status.ok()) {
       if (i > 0) {
         Log(LogLevel::kError, "serving_older_version",
@@ -175,12 +170,33 @@ absl::Status ModelManager::LoadFirst(Slot& slot, int index) {
       absl::StrCat("no version loads: ", errors));
 }
 
-absl::Status ModelManager::LoadAndSwap(Slot& slot, int index, int64_t version) {
+absl::StatusOr<ModelManager::ServedPtr> ModelManager::Load(const Slot& slot,
+                                                           int64_t version,
+                                                           bool quietly) {
   Log(LogLevel::kInfo, "model_loading",
       {{"model", slot.name}, {"version", version}});
   const absl::Time start = options_.now();
-  absl::StatusOr<std::shared_ptr<const ServableModel>> model = options_.load(
-      registry_.VersionFolder(slot.name, version), options_.servable);
+  absl::StatusOr<std::shared_ptr<const ServableModel>> model =
+      absl::UnknownError("not loaded");
+  const auto load = [&] {
+    ServableOptions servable = options_.servable;
+    servable.engine.start_threads = false;
+    model =
+        options_.load(registry_.VersionFolder(slot.name, version), servable);
+    if (model.ok() && options_.warm_up) {
+      const absl::Status warm = options_.warm_up(**model);
+      if (!warm.ok()) model = Annotate(warm, "warm-up");
+    }
+  };
+  if (quietly) {
+    std::thread([&load] {
+      SetThreadName("model-loader");
+      YieldToServing();
+      load();
+    }).join();
+  } else {
+    load();
+  }
   const absl::Duration took = options_.now() - start;
   if (!model.ok()) {
     metrics_.load_failures(slot.name).Increment();
@@ -190,6 +206,8 @@ absl::Status ModelManager::LoadAndSwap(Slot& slot, int index, int64_t version) {
          {"error", model.status()}});
     return Annotate(model.status(), absl::StrCat("version ", version));
   }
+  // Here and not by the loader: they are to have the priority of this thread.
+  (*model)->engine().StartThreads();
   auto served = std::make_shared<ServedVersion>();
   served->name = slot.name;
   served->version = absl::StrCat(version);
@@ -205,15 +223,66 @@ absl::Status ModelManager::LoadAndSwap(Slot& slot, int index, int64_t version) {
        {"engine", served->model->engine().name()},
        {"device", served->model->engine().device()},
        {"dtype", served->model->engine().dtype()}});
+  return served;
+}
+
+void ModelManager::Swap(Slot& slot, int index, ServedPtr served,
+                        int64_t version) {
   metrics_.model_version(slot.name).Set(static_cast<double>(version));
+  metrics_.swaps(slot.name).Increment();
   slot.serving = version;
   slot.failed = 0;
-  ServedPtr old = std::move(served);
   {
     MutexLock lock(mu_);
-    served_[index].swap(old);
+    served_[index].swap(served);
   }
-  return absl::OkStatus();  // `old` may go here, outside the lock
+  if (served != nullptr) retired_.push_back(served);
+}  // the old one may go here, outside the lock
+
+absl::Status ModelManager::LoadAndSwap(Slot& slot, int index, int64_t version,
+                                       bool quietly) {
+  ASSIGN_OR_RETURN(ServedPtr served, Load(slot, version, quietly));
+  Swap(slot, index, std::move(served), version);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ModelManager::Activated> ModelManager::ActivateNow(
+    Slot& slot, int index, int64_t version) {
+  const absl::Time start = options_.now();
+  ASSIGN_OR_RETURN(const std::vector<int64_t> versions,
+                   registry_.ListVersions(slot.name));
+  if (std::find(versions.begin(), versions.end(), version) == versions.end()) {
+    return absl::NotFoundError(
+        absl::StrCat("model ", slot.name, " has no version ", version));
+  }
+  if (slot.pinned_version > 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("model ", slot.name, " is fixed to version ",
+                     slot.pinned_version, " by the server's configuration"));
+  }
+  Activated activated;
+  activated.version = version;
+  activated.previous = slot.serving;
+  ServedPtr served;
+  if (version != slot.serving) {
+    absl::StatusOr<ServedPtr> loaded = Load(slot, version, /*quietly=*/true);
+    if (!loaded.ok()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("model ", slot.name, ": ", loaded.status().message(),
+                       "; version ", slot.serving, " goes on serving"));
+    }
+    served = *std::move(loaded);
+  }
+  // Before the swap: when the disk is full, nothing has happened.
+  const absl::Status written = registry_.WriteCurrent(slot.name, version);
+  if (!written.ok()) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "model ", slot.name, ": CURRENT cannot be written: ", written.message(),
+        "; version ", slot.serving, " goes on serving"));
+  }
+  if (served != nullptr) Swap(slot, index, std::move(served), version);
+  activated.took = options_.now() - start;
+  return activated;
 }
 
 void ModelManager::NoteFailure(Slot& slot, int64_t version) {
@@ -228,6 +297,9 @@ void ModelManager::PollOnce() {
   for (size_t i = 0; i < slots_.size(); ++i) {
     Slot& slot = slots_[i];
     if (slot.pinned_version > 0) continue;
+    if (slot.automatic && options_.next_version) {
+      ActivateNext(slot, static_cast<int>(i));
+    }
     const absl::StatusOr<int64_t> current = registry_.ReadCurrent(slot.name);
     const std::string error =
         current.ok() ? std::string() : current.status().ToString();
@@ -243,7 +315,7 @@ void ModelManager::PollOnce() {
     // short: it is tried again, ever more rarely.
     if (*current == slot.failed && options_.now() < slot.retry_at) continue;
     const absl::Status status =
-        LoadAndSwap(slot, static_cast<int>(i), *current);
+        LoadAndSwap(slot, static_cast<int>(i), *current, /*quietly=*/true);
     if (!status.ok()) {
       NoteFailure(slot, *current);
       Log(LogLevel::kError, "swap_failed",
@@ -255,27 +327,104 @@ void ModelManager::PollOnce() {
   }
 }
 
+void ModelManager::ActivateNext(Slot& slot, int index) {
+  const int64_t version = options_.next_version(slot.name);
+  if (version == 0) return;
+  const absl::StatusOr<Activated> activated = ActivateNow(slot, index, version);
+  if (!activated.ok()) {
+    Log(LogLevel::kError, "activation_failed",
+        {{"model", slot.name},
+         {"version", version},
+         {"error", activated.status()}});
+  }
+  if (options_.on_next_version) {
+    options_.on_next_version(slot.name, version, activated.status());
+  }
+}
+
+void ModelManager::TrimMemory() {
+  bool gone = false;
+  for (size_t i = 0; i < retired_.size();) {
+    if (!retired_[i].expired()) {
+      ++i;
+      continue;
+    }
+    retired_.erase(retired_.begin() + static_cast<int64_t>(i));
+    gone = true;
+  }
+  // The allocator keeps what is freed unless told.
+  if (gone) malloc_trim(0);
+}
+
+absl::StatusOr<ModelManager::Activated> ModelManager::Activate(
+    const std::string& model, int64_t version) {
+  ASSIGN_OR_RETURN(const std::string name, ResolveName(model));
+  const auto slot =
+      std::find_if(slots_.begin(), slots_.end(),
+                   [&name](const Slot& slot) { return slot.name == name; });
+  const auto request = std::make_shared<Request>();
+  request->index = static_cast<int>(slot - slots_.begin());
+  request->version = version;
+  MutexLock lock(mu_);
+  if (stopping_) return absl::UnavailableError("the server is stopping");
+  requests_.push_back(request);
+  wake_.NotifyAll();
+  while (!request->done && !stopping_) answered_.Wait(mu_);
+  if (!request->done) return absl::UnavailableError("the server is stopping");
+  return request->result;
+}
+
+void ModelManager::StopActivations() {
+  {
+    MutexLock lock(mu_);
+    stopping_ = true;
+  }
+  wake_.NotifyAll();
+  answered_.NotifyAll();
+}
+
 void ModelManager::StartPolling() {
-  if (options_.poll_interval < absl::ZeroDuration()) return;
   thread_ = std::thread([this] {
-    pthread_setname_np(pthread_self(), "model-manager");
-    setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)),
-                kLoadingNice);
-    Poll();
+    SetThreadName("model-manager");
+    Work();
   });
 }
 
-void ModelManager::Poll() {
+void ModelManager::Work() {
+  const bool polls = options_.poll_interval >= absl::ZeroDuration();
+  const auto interval = absl::ToChronoMilliseconds(options_.poll_interval);
+  auto next_poll = std::chrono::steady_clock::now() + interval;
   while (true) {
+    std::shared_ptr<Request> request;
     {
       MutexLock lock(mu_);
-      const auto until = std::chrono::steady_clock::now() +
-                         absl::ToChronoMilliseconds(options_.poll_interval);
-      while (!stopping_ && wake_.WaitUntil(mu_, until)) {
+      while (!stopping_ && requests_.empty()) {
+        if (!polls) {
+          wake_.Wait(mu_);
+        } else if (!wake_.WaitUntil(mu_, next_poll)) {
+          break;  // it is time
+        }
       }
       if (stopping_) return;
+      if (!requests_.empty()) {
+        request = requests_.front();
+        requests_.pop_front();
+      }
     }
-    PollOnce();
+    if (request != nullptr) {
+      const absl::StatusOr<Activated> result =
+          ActivateNow(slots_[request->index], request->index, request->version);
+      {
+        MutexLock lock(mu_);
+        request->result = result;
+        request->done = true;
+      }
+      answered_.NotifyAll();
+    } else {
+      PollOnce();
+      next_poll = std::chrono::steady_clock::now() + interval;
+    }
+    TrimMemory();
   }
 }
 

@@ -11,56 +11,37 @@
 #include "base/status_macros.h"
 #include "base/thread_pool.h"
 #include "grpc/grpc.h"
-#include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/health_check_service_interface.h"
-#include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server.h"
-#include "grpcpp/server_builder.h"
 #include "server/batcher.h"
 #include "server/config.h"
+#include "server/feedback_service.h"
 #include "server/inference_service.h"
+#include "server/learning.h"
+#include "server/listener.h"
 #include "server/metrics.h"
 #include "server/metrics_http.h"
 #include "server/process_metrics.h"
 #include "server/rpc.h"
 #include "server/vector_cache.h"
 #include "server/version.h"
+#include "server/warm_up.h"
+#include "store/database.h"
+#include "vitrine/v1/feedback.grpc.pb.h"
 #include "vitrine/v1/inference.grpc.pb.h"
 
 namespace vitrine {
 namespace {
 
-constexpr int64_t kMaxPemBytes = 1 << 20;
-// Clients may ping this often to keep idle connections open.
-constexpr int kMinPingIntervalMs = 10000;
-// How often clients are pinged, and how long they may take to answer.
-constexpr int kKeepaliveMs = 60000;
-constexpr int kKeepaliveTimeoutMs = 20000;
 // For the last answers to reach their callers, once they are out of our hands,
 // and for the last word on our health.
 constexpr absl::Duration kGoodbye = absl::Seconds(1);
 constexpr absl::Duration kShortGoodbye = absl::Milliseconds(50);
 
-absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> Credentials(
-    const internal::ServerConfig& config) {
-  if (!config.has_tls()) return grpc::InsecureServerCredentials();
-  grpc::SslServerCredentialsOptions options;
-  if (!config.tls().client_ca_file().empty()) {
-    ASSIGN_OR_RETURN(options.pem_root_certs,
-                     ReadFile(config.tls().client_ca_file(), kMaxPemBytes));
-    options.client_certificate_request =
-        GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY;
-  }
-  grpc::SslServerCredentialsOptions::PemKeyCertPair pair;
-  ASSIGN_OR_RETURN(pair.private_key,
-                   ReadFile(config.tls().key_file(), kMaxPemBytes));
-  ASSIGN_OR_RETURN(pair.cert_chain,
-                   ReadFile(config.tls().certificate_file(), kMaxPemBytes));
-  options.pem_key_cert_pairs.push_back(std::move(pair));
-  return grpc::SslServerCredentials(options);
-}
-
-ModelManagerOptions ManagerOptions(const ServerOptions& options) {
+// `batcher` is asked once it serves.
+ModelManagerOptions ManagerOptions(const ServerOptions& options,
+                                   LearningStore* store,
+                                   const Batcher& batcher) {
   const internal::ServerConfig& config = options.config;
   ModelManagerOptions out;
   out.registry = config.registry();
@@ -72,6 +53,18 @@ ModelManagerOptions ManagerOptions(const ServerOptions& options) {
   out.servable.encoding = config.encoding();
   out.poll_interval = FromProtoDuration(config.poll_interval());
   out.load = options.load;
+  out.warm_up = [&batcher](const ServableModel& model) {
+    return WarmUpOn(model, batcher.RecentShapes());
+  };
+  if (store != nullptr) {
+    out.next_version = [store](const std::string& model) {
+      return store->NextVersion(model);
+    };
+    out.on_next_version = [store](const std::string& model, int64_t version,
+                                  const absl::Status& status) {
+      store->OnNextVersion(model, version, status);
+    };
+  }
   return out;
 }
 
@@ -87,15 +80,22 @@ BatcherOptions MakeBatcherOptions(const internal::ServerConfig& config,
 
 class ServerImpl : public Server {
  public:
-  explicit ServerImpl(const ServerOptions& options)
+  // `database` is null where the configuration has no store.
+  ServerImpl(const ServerOptions& options, std::unique_ptr<Database> database)
       : config_(options.config),
+        registry_(config_.registry()),
+        store_(database == nullptr
+                   ? nullptr
+                   : std::make_unique<LearningStore>(
+                         std::move(database), config_.store().max_waiting(),
+                         metrics_)),
         process_metrics_(NewProcessMetrics()),
         vectors_(config_.cache().item_vector_bytes(),
                  {.hits = &metrics_.cache_hits(),
                   .misses = &metrics_.cache_misses(),
                   .bytes = &metrics_.cache_bytes()}),
-        models_(ManagerOptions(options), metrics_),
         batcher_(MakeBatcherOptions(config_, metrics_)),
+        models_(ManagerOptions(options, store_.get(), batcher_), metrics_),
         // Every admitted call has at most one task in the queue.
         pool_("pool", config_.pool_threads(),
               config_.limits().max_concurrent_calls()),
@@ -108,24 +108,31 @@ class ServerImpl : public Server {
         service_(NewInferenceService(
             {.limits = config_.limits(),
              .personalization_weight = config_.personalization_weight()},
-            rpc_, models_, batcher_, vectors_)) {}
+            rpc_, models_, batcher_, vectors_)),
+        feedback_(FeedbackService::Create(
+            config_.limits(), rpc_, models_,
+            store_ == nullptr ? nullptr : &store_->writer())) {}
 
   ~ServerImpl() override { Stop(); }
 
   absl::Status Run() {
-    RETURN_IF_ERROR(Listen());
+    RETURN_IF_ERROR(ListenForCalls());
     RETURN_IF_ERROR(ListenForMetrics());
+    RETURN_IF_ERROR(ListenForAdmins());
     RETURN_IF_ERROR(models_.LoadAll());
     models_.StartPolling();
     SetHealth(true);
+    if (admin_ != nullptr) admin_->SetServing(true);
     if (!config_.port_file().empty()) {
       RETURN_IF_ERROR(WriteFileAtomically(
-          config_.port_file(), absl::StrCat(port_, "\n", metrics_port_, "\n")));
+          config_.port_file(),
+          absl::StrCat(port_, "\n", metrics_port_, "\n", admin_port(), "\n")));
     }
     Log(LogLevel::kInfo, "serving",
         {{"listen", config_.listen()},
          {"port", port_},
          {"metrics_port", metrics_port_},
+         {"admin_port", admin_port()},
          {"tls", config_.has_tls()},
          {"batch_threads", config_.engine().batch_threads()},
          {"inner_threads", config_.engine().inner_threads()},
@@ -135,6 +142,9 @@ class ServerImpl : public Server {
 
   int port() const override { return port_; }
   int metrics_port() const override { return metrics_port_; }
+  int admin_port() const override {
+    return admin_ == nullptr ? 0 : admin_->port();
+  }
   ModelManager& models() override { return models_; }
   Metrics& metrics() override { return metrics_; }
 
@@ -148,6 +158,8 @@ class ServerImpl : public Server {
     if (server_ != nullptr) {
       SetHealth(false);
       rpc_.Stop();
+      feedback_->StopStreams();
+      if (admin_ != nullptr) admin_->Stop(until);
       // Says goodbye on every connection, waits for calls in flight, cancels
       // what is left at the deadline, and waits for their handlers.
       std::thread shutdown(
@@ -164,47 +176,31 @@ class ServerImpl : public Server {
     }
     pool_.Stop();
     batcher_.Stop(absl::InfinitePast());
+    if (store_ != nullptr) store_->writer().Stop();
     metrics_http_.reset();
     Log(LogLevel::kInfo, "stopped");
   }
 
  private:
-  absl::Status Listen() {
-    ASSIGN_OR_RETURN(const std::shared_ptr<grpc::ServerCredentials> credentials,
-                     Credentials(config_));
-    grpc::EnableDefaultHealthCheckService(true);
-    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-    grpc::ServerBuilder builder;
-    int bound = 0;
-    builder.AddListeningPort(config_.listen(), credentials, &bound);
-    builder.RegisterService(service_.get());
-    builder.SetMaxReceiveMessageSize(config_.limits().max_message_bytes());
-    // Messages come as they were sent, and only in what Gunzip knows.
-    builder.AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0);
-    builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_DEFLATE, false);
-    // Two servers on one port would share its calls by chance.
-    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-    // A client whose machine is gone would hold its calls for ever.
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
-                               kKeepaliveTimeoutMs);
-    builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
-    builder.AddChannelArgument(
-        GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
-        kMinPingIntervalMs);
-    server_ = builder.BuildAndStart();
-    if (server_ == nullptr || bound == 0) {
-      server_.reset();
-      return absl::FailedPreconditionError(absl::StrCat(
-          "cannot listen on ", config_.listen(),
-          config_.has_tls()
-              ? ": the address is in use or not this machine's, or the TLS "
-                "files are no certificate with its key"
-              : ": the address is in use or not this machine's"));
-    }
-    port_ = bound;
+  absl::Status ListenForCalls() {
+    ASSIGN_OR_RETURN(
+        Listener listener,
+        Listen({.name = "listen",
+                .address = config_.listen(),
+                .tls = config_.has_tls() ? &config_.tls() : nullptr,
+                .max_message_bytes = config_.limits().max_message_bytes(),
+                .services = {service_.get(), &feedback_->service()}}));
+    server_ = std::move(listener.server);
+    port_ = listener.port;
     SetHealth(false);
+    return absl::OkStatus();
+  }
+
+  absl::Status ListenForAdmins() {
+    if (!config_.has_admin()) return absl::OkStatus();
+    ASSIGN_OR_RETURN(admin_,
+                     AdminListener::Start(config_.admin(), registry_, models_,
+                                          store_.get(), metrics_));
     return absl::OkStatus();
   }
 
@@ -226,19 +222,25 @@ class ServerImpl : public Server {
     health->SetServingStatus("", serving);
     health->SetServingStatus(v1::InferenceService::service_full_name(),
                              serving);
+    health->SetServingStatus(v1::FeedbackService::service_full_name(),
+                             serving && store_ != nullptr);
   }
 
   // In the order of their needs: each uses only those above it, and the
   // destructor goes the other way.
   const internal::ServerConfig config_;
+  const ModelRegistry registry_;
   Metrics metrics_;
+  const std::unique_ptr<LearningStore> store_;  // null: none
   const std::shared_ptr<prometheus::Collectable> process_metrics_;
   VectorCache vectors_;
-  ModelManager models_;
   Batcher batcher_;
+  ModelManager models_;
   ThreadPool pool_;
   Rpc rpc_;
   const std::unique_ptr<grpc::Service> service_;
+  const std::unique_ptr<FeedbackService> feedback_;
+  std::unique_ptr<AdminListener> admin_;  // null: none
   std::unique_ptr<MetricsHttp> metrics_http_;
   std::unique_ptr<grpc::Server> server_;
   int port_ = 0;
@@ -249,7 +251,16 @@ class ServerImpl : public Server {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options) {
-  auto server = std::make_unique<ServerImpl>(options);
+  std::unique_ptr<Database> database;
+  if (options.config.has_store()) {
+    const internal::StoreConfig& store = options.config.store();
+    ASSIGN_OR_RETURN(database,
+                     Database::Open({.url = store.url(),
+                                     .lock_timeout = FromProtoDuration(
+                                         store.lock_timeout())}));
+    Log(LogLevel::kInfo, "store_opened", {{"store", database->Describe()}});
+  }
+  auto server = std::make_unique<ServerImpl>(options, std::move(database));
   RETURN_IF_ERROR(server->Run());
   return server;
 }

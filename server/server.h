@@ -28,9 +28,10 @@ class Server {
   // kFailedPrecondition names an address that cannot be bound.
   static absl::StatusOr<std::unique_ptr<Server>> Start(ServerOptions options);
 
-  // What was bound; metrics_port is 0 where metrics are off.
+  // What was bound; 0 where there is no such listener.
   virtual int port() const = 0;
   virtual int metrics_port() const = 0;
+  virtual int admin_port() const = 0;
   virtual ModelManager& models() = 0;
   virtual Metrics& metrics() = 0;
 

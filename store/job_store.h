@@ -35,6 +35,9 @@ class JobStore {
   // kAlreadyExists names it when the request differs in anything but
   // created_by.
   absl::StatusOr<Created> Create(const v1::TrainingJob& job);
+  // The job that was queued with this key. None: there is none.
+  absl::StatusOr<std::optional<v1::TrainingJob>> FindByKey(
+      const std::string& model, const std::string& key);
   // As Create, for automatic jobs: none, and nothing happens, when the model
   // has a job that has not ended, checked in the same transaction.
   absl::StatusOr<std::optional<v1::TrainingJob>> CreateIfIdle(
@@ -76,11 +79,14 @@ class JobStore {
   // does when it is stopped. Does not count as an attempt.
   absl::Status Release(int64_t id, const std::string& worker);
 
-  // Each published version is activated by policy once, by whichever server
-  // asks first: the newest version that a job of `model` published and nobody
-  // took yet; 0: none. Older ones are passed over for good.
-  absl::StatusOr<int64_t> TakeForActivation(const std::string& model,
-                                            const std::string& server);
+  // Activation by policy: the newest version that a job of `model` published
+  // and nobody has settled yet; 0: none. Several servers may be told of one:
+  // to activate a version twice does no harm.
+  absl::StatusOr<int64_t> NextForActivation(const std::string& model);
+  // It was activated, or failed to be: neither it nor older versions are told
+  // of again. With the audit event, where this was the first to settle it.
+  absl::Status SettleActivation(const std::string& model, int64_t version,
+                                const v1::AuditEvent& event);
 
   // Time and id are filled in.
   absl::Status Audit(const v1::AuditEvent& event);

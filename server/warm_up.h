@@ -1,0 +1,18 @@
+#pragma once
+
+// Runs a version that is about to serve on batches like those served lately, so
+// that no caller waits for memory and kernels of their shapes to be made.
+
+#include <vector>
+
+#include "absl/status/status.h"
+#include "model/servable_model.h"
+
+namespace vitrine {
+
+// `shapes` are the lengths of the sequences of some batches, in tokens; those
+// longer than the version allows are cut. All heads run.
+absl::Status WarmUpOn(const ServableModel& model,
+                      const std::vector<std::vector<int>>& shapes);
+
+}  // namespace vitrine
