@@ -95,6 +95,7 @@ std::string RetryServiceConfig(const RetryPolicy& policy) {
   // tries, so that clients do not keep a struggling server down.
   return absl::StrCat(
       R"({"methodConfig":[{"name":[{"service":")", kInferenceService,
+      R"("},{"service":")", kFeedbackService,
       R"("}],"retryPolicy":{"maxAttempts":)", policy.max_attempts,
       R"(,"initialBackoff":")", JsonDuration(policy.initial_backoff),
       R"(","maxBackoff":")", JsonDuration(policy.max_backoff),

@@ -1,62 +1,34 @@
 #include "client/client.h"
 
 #include <grpcpp/client_context.h>
+#include <grpcpp/support/sync_stream.h>
 
 #include <utility>
 
-#include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "base/status_macros.h"
 #include "client/channel.h"
+#include "client/connection.h"
 #include "grpc/health/v1/health.grpc.pb.h"
+#include "vitrine/v1/feedback.grpc.pb.h"
 #include "vitrine/v1/inference.grpc.pb.h"
 
 namespace vitrine {
 
 struct Client::Impl {
   Impl(const ClientOptions& options, std::shared_ptr<grpc::Channel> channel)
-      : target(options.target),
-        timeout(options.timeout),
-        channel(channel),
+      : connection(options, channel),
         inference(channel),
+        feedback(channel),
         health(channel) {}
 
-  // `method` is a stub's blocking call.
-  template <typename Stub, typename Request, typename Response>
-  absl::StatusOr<Response> Call(
-      Stub& stub,
-      grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&,
-                                   Response*),
-      const Request& request, const CallOptions& options) {
-    const absl::Duration limit =
-        options.timeout == absl::ZeroDuration() ? timeout : options.timeout;
-    if (limit <= absl::ZeroDuration() || limit == absl::InfiniteDuration()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("timeout: ", absl::FormatDuration(limit),
-                       " is not finite and positive"));
-    }
-    grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(absl::Now() + limit));
-    Response response;
-    const absl::Status status =
-        ToAbslStatus((stub.*method)(&context, request, &response));
-    if (status.ok()) return response;
-    // The deadline can end the wait while the channel tries to connect, or
-    // between two tries. That is no slow server but none.
-    const grpc_connectivity_state state = channel->GetState(false);
-    if (absl::IsDeadlineExceeded(status) &&
-        (state == GRPC_CHANNEL_TRANSIENT_FAILURE ||
-         state == GRPC_CHANNEL_CONNECTING)) {
-      return absl::UnavailableError(absl::StrCat(
-          target, ": no connection within ", absl::FormatDuration(limit)));
-    }
-    return status;
+  template <typename... Args>
+  auto Call(Args&&... args) {
+    return connection.Call(std::forward<Args>(args)...);
   }
 
-  const std::string target;
-  const absl::Duration timeout;
-  const std::shared_ptr<grpc::Channel> channel;
+  const Connection connection;
   v1::InferenceService::Stub inference;
+  v1::FeedbackService::Stub feedback;
   grpc::health::v1::Health::Stub health;
 };
 
@@ -106,6 +78,39 @@ absl::StatusOr<v1::ListModelsResponse> Client::ListModels(
     const v1::ListModelsRequest& request, const CallOptions& options) const {
   return impl_->Call(impl_->inference, &v1::InferenceService::Stub::ListModels,
                      request, options);
+}
+
+absl::StatusOr<v1::RecordFeedbackResponse> Client::RecordFeedback(
+    const v1::RecordFeedbackRequest& request,
+    const CallOptions& options) const {
+  return impl_->Call(impl_->feedback,
+                     &v1::FeedbackService::Stub::RecordFeedback, request,
+                     options);
+}
+
+absl::StatusOr<v1::ImportFeedbackResponse> Client::ImportFeedback(
+    const std::function<absl::StatusOr<bool>(v1::ImportFeedbackRequest*)>& next,
+    const CallOptions& options) const {
+  grpc::ClientContext context;
+  RETURN_IF_ERROR(impl_->connection.Prepare(options, &context));
+  v1::ImportFeedbackResponse response;
+  const auto writer = impl_->feedback.ImportFeedback(&context, &response);
+  v1::ImportFeedbackRequest request;
+  while (true) {
+    request.Clear();
+    const absl::StatusOr<bool> more = next(&request);
+    if (!more.ok()) {
+      // What was sent so far stays; the server hears of the end.
+      writer->WritesDone();
+      (void)writer->Finish();
+      return more.status();
+    }
+    // A write that fails: the server has ended the call, and says why.
+    if (!*more || !writer->Write(request)) break;
+  }
+  writer->WritesDone();
+  RETURN_IF_ERROR(impl_->connection.Explain(writer->Finish(), options));
+  return response;
 }
 
 absl::StatusOr<Health> Client::CheckHealth(const std::string& service,

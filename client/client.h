@@ -17,6 +17,7 @@
 // policy is a gRPC service config, so that a client in any other language can
 // use the same one (RetryServiceConfig).
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -25,6 +26,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "vitrine/v1/feedback.pb.h"
 #include "vitrine/v1/inference.pb.h"
 
 namespace vitrine {
@@ -96,6 +98,19 @@ class Client {
       const v1::ListModelsRequest& request,
       const CallOptions& options = {}) const;
 
+  // What shoppers did and judges said, for training; see feedback.proto. Safe
+  // to send again: entries have ids.
+  absl::StatusOr<v1::RecordFeedbackResponse> RecordFeedback(
+      const v1::RecordFeedbackRequest& request,
+      const CallOptions& options = {}) const;
+  // In bulk: `next` fills in a batch and returns true, false at the end, or an
+  // error, which ends the call and is returned; batches sent so far stay. The
+  // deadline is that of the whole.
+  absl::StatusOr<v1::ImportFeedbackResponse> ImportFeedback(
+      const std::function<absl::StatusOr<bool>(v1::ImportFeedbackRequest*)>&
+          next,
+      const CallOptions& options = {}) const;
+
   // Asks the standard health service; "" is the server as a whole. kNotFound
   // when it does not know `service`.
   absl::StatusOr<Health> CheckHealth(const std::string& service = "",
@@ -110,6 +125,7 @@ class Client {
 
 // The fully qualified name of the service, as health checks take it.
 inline constexpr char kInferenceService[] = "vitrine.v1.InferenceService";
+inline constexpr char kFeedbackService[] = "vitrine.v1.FeedbackService";
 
 // When the server asks to be tried again: the RetryInfo of an error that a
 // Client returned; none where it has none.
