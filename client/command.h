@@ -38,6 +38,9 @@ void AddInferenceCommands(CLI::App& app, GlobalOptions& globals,
                           int* exit_code);
 void AddStatusCommand(CLI::App& app, GlobalOptions& globals, int* exit_code);
 void AddTokenizeCommand(CLI::App& app, GlobalOptions& globals, int* exit_code);
+void AddLabelCommand(CLI::App& app, GlobalOptions& globals, int* exit_code);
+// train, model, audit; with the global options that they need.
+void AddAdminCommands(CLI::App& app, GlobalOptions& globals, int* exit_code);
 void AddBenchCommand(CLI::App& app, GlobalOptions& globals, int* exit_code);
 
 // "500ms", "2s", "1m"; a plain number is seconds. Finite and positive.

@@ -20,6 +20,9 @@ Examples:
   vitrine rank -q "red sofa" "Two-seat couch, crimson" "Oak coffee table"
   vitrine rank -q "red sofa" --items items.jsonl --top-k 10 --json
   vitrine interests "Running shoes" "Yoga mat"
+  vitrine label import judgements.jsonl --items items.jsonl
+  vitrine --token-file token train start --watch
+  vitrine --token-file token model activate 12
   vitrine bench -c 8 --queries queries.txt --items items.jsonl
 
 Each command has its own --help with more.)";
@@ -27,7 +30,8 @@ Each command has its own --help with more.)";
 int Main(int argc, char** argv) {
   CLI::App app(
       "Asks a Vitrine server: rank, score, interests, embeddings, "
-      "labels; and puts load on one.");
+      "labels; stores feedback, trains and activates versions; and puts load "
+      "on one.");
   app.name("vitrine");
   app.footer(kFooter);
   app.fallthrough();  // global options also after the command's name
@@ -68,6 +72,8 @@ int Main(int argc, char** argv) {
   AddInferenceCommands(app, globals, &exit_code);
   AddTokenizeCommand(app, globals, &exit_code);
   AddStatusCommand(app, globals, &exit_code);
+  AddLabelCommand(app, globals, &exit_code);
+  AddAdminCommands(app, globals, &exit_code);
   AddBenchCommand(app, globals, &exit_code);
   try {
     app.parse(argc, argv);
