@@ -9,7 +9,6 @@
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "base/status_macros.h"
-#include "google/protobuf/util/message_differencer.h"
 #include "server/grpc_status.h"
 #include "server/request_checks.h"
 #include "server/training_checks.h"
@@ -44,19 +43,6 @@ absl::StatusOr<int> PageSize(int asked) {
 
 std::string Actor(const Call& call) {
   return absl::StrCat("admin ", call.peer());
-}
-
-// Whether `request` asks for what `job`, queued by the same key, is.
-bool IsSame(const v1::StartTrainingRequest& request,
-            const v1::TrainingJob& job) {
-  // What the request left open was filled in when the job was made.
-  return google::protobuf::util::MessageDifferencer::Equals(request.recipe(),
-                                                            job.recipe()) &&
-         request.dry_run() == job.dry_run() &&
-         (request.base_version() == 0 ||
-          request.base_version() == job.base_version()) &&
-         (request.label_watermark() == 0 ||
-          request.label_watermark() == job.label_watermark());
 }
 
 // All but what only the manifest's readers know: current, serving.
@@ -232,36 +218,10 @@ class AdminService : public RawService {
     job.set_dry_run(request.dry_run());
     job.set_idempotency_key(request.idempotency_key());
     job.set_created_by(Actor(call));
-    // Two calls with one key at once: the second finds the first's job when it
-    // looks again.
-    for (int attempt = 0;; ++attempt) {
-      if (!job.idempotency_key().empty()) {
-        ASSIGN_OR_RETURN(const auto there,
-                         jobs->FindByKey(job.model(), job.idempotency_key()));
-        if (there.has_value()) {
-          return AnswerExisting(request, *there, response);
-        }
-      }
-      RETURN_IF_ERROR(FillInOpen(request, &job));
-      const absl::StatusOr<JobStore::Created> created = jobs->Create(job);
-      if (absl::IsAlreadyExists(created.status()) && attempt == 0) continue;
-      RETURN_IF_ERROR(created.status());
-      *response->mutable_job() = created->job;
-      response->set_existed(created->existed);
-      return absl::OkStatus();
-    }
-  }
-
-  static absl::Status AnswerExisting(const v1::StartTrainingRequest& request,
-                                     const v1::TrainingJob& job,
-                                     v1::StartTrainingResponse* response) {
-    if (!IsSame(request, job)) {
-      return absl::AlreadyExistsError(absl::StrCat(
-          "idempotency_key: ", Quoted(request.idempotency_key()),
-          " was used for job ", job.id(), ", which was asked for otherwise"));
-    }
-    *response->mutable_job() = job;
-    response->set_existed(true);
+    RETURN_IF_ERROR(FillInOpen(request, &job));
+    ASSIGN_OR_RETURN(JobStore::Created created, jobs->Create(job, &request));
+    *response->mutable_job() = std::move(created.job);
+    response->set_existed(created.existed);
     return absl::OkStatus();
   }
 

@@ -33,11 +33,11 @@ class JobStore {
   // idempotency_key and created_by of `job`. The key (where not empty) is
   // unique in the model: the same request again returns the job that is there;
   // kAlreadyExists names it when the request differs in anything but
-  // created_by.
-  absl::StatusOr<Created> Create(const v1::TrainingJob& job);
-  // The job that was queued with this key. None: there is none.
-  absl::StatusOr<std::optional<v1::TrainingJob>> FindByKey(
-      const std::string& model, const std::string& key);
+  // created_by. What is compared is `asked`, where it is given: a request as it
+  // came, before zeros in it became the newest version and watermark.
+  absl::StatusOr<Created> Create(
+      const v1::TrainingJob& job,
+      const v1::StartTrainingRequest* asked = nullptr);
   // As Create, for automatic jobs: none, and nothing happens, when the model
   // has a job that has not ended, checked in the same transaction.
   absl::StatusOr<std::optional<v1::TrainingJob>> CreateIfIdle(
@@ -50,7 +50,8 @@ class JobStore {
   absl::StatusOr<std::vector<v1::TrainingJob>> List(const std::string& model,
                                                     int64_t before, int limit);
   // A queued job is cancelled at once; a running one is marked. Again: the
-  // same. kFailedPrecondition names the state of one that has ended.
+  // same, also where it was cancelled meanwhile. kFailedPrecondition names the
+  // state of one that has ended otherwise.
   absl::StatusOr<v1::TrainingJob> Cancel(int64_t id, const std::string& actor);
 
   struct ClaimOptions {
@@ -61,7 +62,8 @@ class JobStore {
   };
   // The oldest job that is queued, or whose lease has run out. Jobs that were
   // taken max_attempts times are failed on the way; marked ones whose lease
-  // has run out are cancelled. None: there is nothing to do.
+  // has run out are cancelled. None: there is nothing to do. kInvalidArgument:
+  // a worker without a name.
   absl::StatusOr<std::optional<v1::TrainingJob>> Claim(
       const ClaimOptions& options);
 
@@ -73,10 +75,12 @@ class JobStore {
   // RUNNING to EVALUATING. kAborted as above.
   absl::Status SetEvaluating(int64_t id, const std::string& worker);
   // Ends a job: state, metrics, rejections, error, result_version, progress,
-  // rows and digest are taken from `job`. kAborted as above.
+  // rows and digest are taken from `job`. kAborted as above; but what this
+  // worker has ended in the same state already is OK, and stays as it is.
   absl::Status Finish(const v1::TrainingJob& job, const std::string& worker);
   // Gives a job back unfinished, for whoever claims it next: what a worker
-  // does when it is stopped. Does not count as an attempt.
+  // does when it is stopped. Does not count as an attempt. One that is marked
+  // is cancelled. kAborted as above.
   absl::Status Release(int64_t id, const std::string& worker);
 
   // Activation by policy: the newest version that a job of `model` published

@@ -46,8 +46,9 @@ class LabelStore {
   // Calls `visit` for each of those, by rising number, and ends early with the
   // error that it returns. No lock or transaction is held across calls of
   // `visit`.
-  absl::Status Read(const std::string& model, int64_t after, int64_t upto,
-                    const std::function<absl::Status(const StoredLabel&)>& visit);
+  absl::Status Read(
+      const std::string& model, int64_t after, int64_t upto,
+      const std::function<absl::Status(const StoredLabel&)>& visit);
 
  private:
   Database& database_;

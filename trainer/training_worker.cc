@@ -1,0 +1,543 @@
+#include "trainer/training_worker.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/mutex.h"
+#include "base/status_macros.h"
+#include "trainer/fine_tune.h"
+#include "trainer/label_dataset.h"
+#include "trainer/recipe.h"
+#include "trainer/training_policy.h"
+
+namespace vitrine {
+namespace {
+
+constexpr char kJobsFolder[] = ".jobs";
+constexpr char kDataFolder[] = "data";
+constexpr char kCheckpointFolder[] = "checkpoint";
+constexpr char kTensorBoardFolder[] = "tensorboard";
+// After the store could not be reached.
+constexpr absl::Duration kRetry = absl::Seconds(5);
+
+absl::Duration FromProto(const google::protobuf::Duration& duration) {
+  return absl::Seconds(duration.seconds()) +
+         absl::Nanoseconds(duration.nanos());
+}
+
+std::string HostAndPid() {
+  char host[256] = "";
+  (void)gethostname(host, sizeof(host) - 1);
+  return absl::StrCat(host, ":", getpid());
+}
+
+void Remove(const std::string& path) {
+  std::error_code error;
+  std::filesystem::remove_all(path, error);
+  if (error) {
+    Log(LogLevel::kWarning, "not_removed",
+        {{"path", path}, {"error", error.message()}});
+  }
+}
+
+// Nobody else on this file system works on the job while this lives: a worker
+// that was held up past its lease and one that took over would publish twice.
+class JobLock {
+ public:
+  static absl::StatusOr<JobLock> Take(const std::string& folder) {
+    const std::string path = JoinPath(folder, "lock");
+    const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    if (fd < 0) {
+      return absl::InternalError(
+          absl::StrCat("open ", path, ": ", std::strerror(errno)));
+    }
+    JobLock lock(fd);
+    if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+      return absl::UnavailableError(
+          absl::StrCat(path, " is held by another worker"));
+    }
+    return lock;
+  }
+  ~JobLock() {
+    if (fd_ >= 0) close(fd_);
+  }
+  JobLock(JobLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  JobLock& operator=(JobLock&&) = delete;
+
+ private:
+  explicit JobLock(int fd) : fd_(fd) {}
+  int fd_;
+};
+
+// Tells the store that the worker lives and how far it is, and hears whether it
+// is to stop. Owns a thread.
+class Heartbeat {
+ public:
+  Heartbeat(JobStore& jobs, v1::TrainingJob job, std::string worker,
+            absl::Duration lease, const std::atomic<bool>& worker_stop)
+      : jobs_(jobs),
+        worker_(std::move(worker)),
+        lease_(lease),
+        worker_stop_(worker_stop),
+        job_(std::move(job)),
+        renewed_(absl::Now()) {
+    thread_ = std::thread([this] { Work(); });
+  }
+  ~Heartbeat() { End(); }
+
+  // Set when the run is to end, for one of the reasons below.
+  const std::atomic<bool>& stop() const { return stop_; }
+  bool cancelled() const { return cancelled_; }
+  bool lost() const { return lost_; }
+
+  // Changes the job that the next beat stores.
+  template <typename Change>
+  void Update(const Change& change) {
+    MutexLock lock(mu_);
+    change(job_);
+  }
+  v1::TrainingJob job() {
+    MutexLock lock(mu_);
+    return job_;
+  }
+  // One beat now. kAborted: the job is another worker's.
+  absl::Status Beat() {
+    const absl::StatusOr<bool> cancelled =
+        jobs_.Renew(job(), worker_, lease_);
+    if (cancelled.ok()) {
+      renewed_ = absl::Now();
+      if (*cancelled) {
+        cancelled_ = true;
+        stop_ = true;
+      }
+    } else if (absl::IsAborted(cancelled.status()) ||
+               absl::Now() - renewed_ > lease_) {
+      lost_ = true;
+      stop_ = true;
+    }
+    return cancelled.status();
+  }
+  void End() {
+    {
+      MutexLock lock(mu_);
+      ending_ = true;
+    }
+    wake_.NotifyAll();
+    if (thread_.joinable()) thread_.join();
+  }
+
+ private:
+  void Work() {
+    // Often enough that one or two may fail.
+    const auto interval = absl::ToChronoMilliseconds(
+        std::clamp(lease_ / 4, absl::Milliseconds(50), absl::Seconds(2)));
+    while (true) {
+      {
+        MutexLock lock(mu_);
+        if (!ending_) {
+          wake_.WaitUntil(mu_, std::chrono::steady_clock::now() + interval);
+        }
+        if (ending_) return;
+      }
+      if (worker_stop_) stop_ = true;
+      const absl::Status status = Beat();
+      if (!status.ok()) {
+        Log(LogLevel::kWarning, "heartbeat_failed",
+            {{"job", job().id()}, {"error", status}});
+      }
+    }
+  }
+
+  JobStore& jobs_;
+  const std::string worker_;
+  const absl::Duration lease_;
+  const std::atomic<bool>& worker_stop_;
+  std::atomic<bool> stop_{false}, cancelled_{false}, lost_{false};
+
+  Mutex mu_;
+  CondVar wake_;
+  v1::TrainingJob job_ ABSL_GUARDED_BY(mu_);
+  bool ending_ ABSL_GUARDED_BY(mu_) = false;
+  std::atomic<absl::Time> renewed_;
+
+  std::thread thread_;  // last: it uses the rest
+};
+
+v1::EvaluationMetric ToMetric(const std::string& head,
+                              const MetricValue& metric) {
+  v1::EvaluationMetric out;
+  out.set_head(head);
+  out.set_name(metric.name);
+  out.set_value(metric.value);
+  out.set_lower_is_better(metric.lower_is_better);
+  return out;
+}
+
+// What FineTune tells, as the job's progress.
+class ProgressListener : public FineTuneListener {
+ public:
+  ProgressListener(JobStore& jobs, const std::string& worker,
+                   Heartbeat& heartbeat)
+      : jobs_(jobs), worker_(worker), heartbeat_(heartbeat) {}
+
+  void OnStart(const FineTuneReport& report) override {
+    for (const HeadReport& head : report.heads) heads_.push_back(head.name);
+    for (const std::string& warning : report.warnings) {
+      Log(LogLevel::kWarning, "training",
+          {{"job", heartbeat_.job().id()}, {"warning", warning}});
+    }
+  }
+  void OnStep(const StepProgress& step) override {
+    heartbeat_.Update([&](v1::TrainingJob& job) {
+      v1::TrainingProgress& progress = *job.mutable_progress();
+      progress.set_epoch(step.epoch);
+      progress.set_epochs(step.epochs);
+      // Over all epochs: those before had about as many steps.
+      progress.set_step((step.epoch - 1) * step.steps + step.step);
+      progress.set_steps(step.epochs * step.steps);
+      progress.set_loss(step.loss);
+      progress.set_examples_per_second(step.examples_per_second);
+      progress.mutable_eta()->set_seconds(
+          static_cast<int64_t>(step.eta_seconds));
+    });
+  }
+  void OnEpoch(
+      int, double, bool,
+      const std::vector<std::vector<MetricValue>>& metrics) override {
+    heartbeat_.Update([&](v1::TrainingJob& job) {
+      job.mutable_progress()->clear_metrics();
+      for (size_t head = 0; head < metrics.size(); ++head) {
+        for (const MetricValue& metric : metrics[head]) {
+          *job.mutable_progress()->add_metrics() =
+              ToMetric(heads_[head], metric);
+        }
+      }
+    });
+  }
+  void OnJudge() override {
+    const absl::Status status =
+        jobs_.SetEvaluating(heartbeat_.job().id(), worker_);
+    if (!status.ok()) {
+      Log(LogLevel::kWarning, "state_not_stored",
+          {{"job", heartbeat_.job().id()}, {"error", status}});
+    }
+  }
+
+ private:
+  JobStore& jobs_;
+  const std::string worker_;
+  Heartbeat& heartbeat_;
+  std::vector<std::string> heads_;
+};
+
+// The version that an earlier worker published for the job before it could say
+// so; 0: none.
+absl::StatusOr<int64_t> PublishedBy(const v1::TrainingJob& job,
+                                    const ModelRegistry& registry) {
+  ASSIGN_OR_RETURN(const std::vector<int64_t> versions,
+                   registry.ListVersions(job.model()));
+  for (const int64_t version : versions) {
+    if (version <= job.base_version()) continue;
+    const absl::StatusOr<internal::Manifest> manifest =
+        registry.ReadManifest(job.model(), version);
+    if (manifest.ok() && manifest->job() == job.id()) return version;
+  }
+  return 0;
+}
+
+}  // namespace
+
+absl::Status ResolveWorkerConfig(internal::WorkerConfig* config) {
+  std::vector<std::string> errors;
+  const auto error = [&errors](const std::string& field,
+                               const std::string& what) {
+    errors.push_back(absl::StrCat(field, ": ", what));
+  };
+  const auto time = [&error](const std::string& field, int64_t fallback,
+                             google::protobuf::Duration* duration) {
+    const absl::Duration value = FromProto(*duration);
+    if (value == absl::ZeroDuration()) duration->set_seconds(fallback);
+    if (value < absl::ZeroDuration() || value > absl::Hours(24 * 366)) {
+      error(field, absl::StrCat(absl::FormatDuration(value),
+                                " is negative or above a year"));
+    }
+  };
+  if (config->registry().empty()) error("registry", "is required");
+  if (config->store().url().empty()) error("store.url", "is required");
+  time("store.lock_timeout", 5, config->mutable_store()->mutable_lock_timeout());
+  time("lease", 30, config->mutable_lease());
+  time("poll_interval", 2, config->mutable_poll_interval());
+  time("checkpoint_interval", 60, config->mutable_checkpoint_interval());
+  if (config->max_attempts() == 0) config->set_max_attempts(10);
+  if (config->max_attempts() < 0) {
+    error("max_attempts", absl::StrCat(config->max_attempts(), " is negative"));
+  }
+  if (config->threads() < 0) {
+    error("threads", absl::StrCat(config->threads(), " is negative"));
+  }
+  for (const std::string& model : config->models()) {
+    const absl::Status named = CheckModelName(model);
+    if (!named.ok()) error("models", std::string(named.message()));
+  }
+  for (int i = 0; i < config->policies_size(); ++i) {
+    internal::TrainingPolicy& policy = *config->mutable_policies(i);
+    const std::string field = absl::StrCat("policies[", i, "]");
+    const absl::Status named = CheckModelName(policy.model());
+    if (!named.ok()) error(field + ".model", std::string(named.message()));
+    if (policy.min_new_labels() < 0) {
+      error(field + ".min_new_labels",
+            absl::StrCat(policy.min_new_labels(), " is negative"));
+    }
+    if (policy.min_new_labels() == 0 && !policy.has_max_interval()) {
+      error(field, "neither min_new_labels nor max_interval is set");
+    }
+    if (policy.has_max_interval() &&
+        FromProto(policy.max_interval()) < absl::Seconds(1)) {
+      error(field + ".max_interval", "is below a second");
+    }
+    const absl::Status recipe = OptionsOf(policy.recipe()).status();
+    if (!recipe.ok()) {
+      error(field + ".recipe", std::string(recipe.message()));
+    }
+  }
+  if (errors.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrJoin(errors, "\n"));
+}
+
+TrainingWorker::TrainingWorker(const internal::WorkerConfig& config,
+                               Database& database)
+    : config_(config),
+      registry_(config.registry()),
+      labels_(database),
+      jobs_(database),
+      name_(HostAndPid()) {}
+
+void TrainingWorker::Run(const std::atomic<bool>& stop) {
+  const absl::Duration poll = FromProto(config_.poll_interval());
+  while (!stop) {
+    const absl::StatusOr<bool> worked = RunOnce(stop);
+    absl::Duration pause = absl::ZeroDuration();
+    if (!worked.ok()) {
+      Log(LogLevel::kError, "worker_failed", {{"error", worked.status()}});
+      pause = std::max(kRetry, poll);
+    } else if (!*worked) {
+      pause = poll;
+    }
+    const absl::Time until = absl::Now() + pause;
+    while (!stop && absl::Now() < until) {
+      absl::SleepFor(
+          std::min(absl::Milliseconds(50), until - absl::Now()));
+    }
+  }
+}
+
+absl::StatusOr<bool> TrainingWorker::RunOnce(const std::atomic<bool>& stop) {
+  RETURN_IF_ERROR(QueueByPolicies());
+  JobStore::ClaimOptions claim;
+  claim.worker = name_;
+  claim.models.assign(config_.models().begin(), config_.models().end());
+  claim.lease = FromProto(config_.lease());
+  claim.max_attempts = config_.max_attempts();
+  ASSIGN_OR_RETURN(const std::optional<v1::TrainingJob> job,
+                   jobs_.Claim(claim));
+  if (!job.has_value()) return false;
+  RETURN_IF_ERROR(RunJob(*job, stop));
+  return true;
+}
+
+absl::Status TrainingWorker::Finish(const v1::TrainingJob& job) {
+  // The lease outlives a store that is away for a moment; to train again would
+  // be dearer.
+  const absl::Time until = absl::Now() + FromProto(config_.lease()) / 2;
+  absl::Status status;
+  do {
+    status = jobs_.Finish(job, name_);
+    if (!absl::IsUnavailable(status)) break;
+    absl::SleepFor(absl::Milliseconds(200));
+  } while (absl::Now() < until);
+  Log(status.ok() ? LogLevel::kInfo : LogLevel::kError, "job_ended",
+      {{"job", job.id()},
+       {"state", StateName(job.state())},
+       {"version", job.result_version()},
+       {"rejections", absl::StrJoin(job.rejections(), "; ")},
+       {"error", status.ok() ? job.error() : status.ToString()}});
+  return status;
+}
+
+absl::Status TrainingWorker::QueueByPolicies() {
+  for (const internal::TrainingPolicy& policy : config_.policies()) {
+    const absl::StatusOr<int64_t> job =
+        QueueByPolicy(policy, registry_, labels_, jobs_, absl::Now());
+    if (absl::IsNotFound(job.status())) continue;  // no such model yet
+    RETURN_IF_ERROR(Annotate(job.status(), "policy"));
+    if (*job > 0) {
+      Log(LogLevel::kInfo, "job_queued",
+          {{"job", *job}, {"model", policy.model()}, {"by", "policy"}});
+    }
+  }
+  return absl::OkStatus();
+}
+
+namespace {
+
+// What one job needs on its way.
+struct JobRun {
+  const internal::WorkerConfig& config;
+  const ModelRegistry& registry;
+  LabelStore& labels;
+  JobStore& jobs;
+  const std::string& worker;
+  const std::string folder;
+  Heartbeat& heartbeat;
+
+  absl::StatusOr<LabelDataset> MakeData(const v1::TrainingJob& job) {
+    // Made again by every worker that takes the job: the same labels give the
+    // same files, and half of a file is never mistaken for the whole.
+    const std::string data = JoinPath(folder, kDataFolder);
+    Remove(data);
+    RETURN_IF_ERROR(MakeFolders(data));
+    ASSIGN_OR_RETURN(const internal::Manifest base,
+                     registry.ReadManifest(job.model(), job.base_version()));
+    LabelDatasetOptions options;
+    options.model = job.model();
+    options.base_watermark = base.label_watermark();
+    options.watermark = job.label_watermark();
+    options.validation_share = ValidationShareOf(job.recipe());
+    options.replay_share = ReplayShareOf(job.recipe());
+    options.seed = std::max<uint64_t>(1, job.recipe().seed());
+    ASSIGN_OR_RETURN(options.tasks, TasksOf(job.recipe(), base));
+    options.skip_empty = job.recipe().tasks().empty();
+    return WriteLabelDataset(labels, options, data);
+  }
+
+  absl::StatusOr<FineTuneReport> Go(const v1::TrainingJob& job) {
+    ASSIGN_OR_RETURN(const int64_t published, PublishedBy(job, registry));
+    if (published > 0) {
+      // A worker was killed between publishing and saying so.
+      return ReportOfVersion(registry, job.model(), published);
+    }
+    return Train(job);
+  }
+
+  absl::StatusOr<FineTuneReport> Train(const v1::TrainingJob& job) {
+    ASSIGN_OR_RETURN(const LabelDataset data, MakeData(job));
+    heartbeat.Update([&data](v1::TrainingJob& job) {
+      job.set_training_rows(data.training_rows);
+      job.set_validation_rows(data.validation_rows);
+    });
+    ASSIGN_OR_RETURN(FineTuneOptions options, OptionsOf(job.recipe()));
+    const auto version = [&job](int64_t number) {
+      return absl::StrCat(job.model(), "/", number);
+    };
+    options.from = version(job.base_version());
+    ASSIGN_OR_RETURN(const int64_t current, registry.ReadCurrent(job.model()));
+    if (current > 0 && current != job.base_version()) {
+      options.incumbent = version(current);
+    }
+    options.registry = config.registry();
+    options.model = job.model();
+    options.items = data.items;
+    options.tasks = data.tasks;
+    options.threads = config.threads();
+    options.checkpoint_folder = JoinPath(folder, kCheckpointFolder);
+    options.checkpoint_seconds =
+        absl::ToDoubleSeconds(FromProto(config.checkpoint_interval()));
+    options.tensorboard_folder = JoinPath(folder, kTensorBoardFolder);
+    options.publish = !job.dry_run();
+    options.job = job.id();
+    options.label_watermark = job.label_watermark();
+    ProgressListener listener(jobs, worker, heartbeat);
+    return FineTune(options, &listener, heartbeat.stop());
+  }
+};
+
+void FillOutcome(const absl::StatusOr<FineTuneReport>& report,
+                 v1::TrainingJob* job) {
+  if (!report.ok()) {
+    job->set_state(v1::TRAINING_JOB_STATE_FAILED);
+    job->set_error(std::string(report.status().message()));
+    return;
+  }
+  for (const v1::EvaluationMetric& metric : report->metrics) {
+    *job->add_metrics() = metric;
+  }
+  job->set_data_digest(report->data_digest);
+  if (report->rejected) {
+    job->set_state(v1::TRAINING_JOB_STATE_REJECTED);
+    job->mutable_rejections()->Assign(report->rejections.begin(),
+                                      report->rejections.end());
+    return;
+  }
+  job->set_state(v1::TRAINING_JOB_STATE_SUCCEEDED);
+  job->set_result_version(report->version);
+}
+
+}  // namespace
+
+absl::Status TrainingWorker::RunJob(v1::TrainingJob job,
+                                    const std::atomic<bool>& stop) {
+  Log(LogLevel::kInfo, "job_taken",
+      {{"job", job.id()},
+       {"model", job.model()},
+       {"attempt", job.attempts()},
+       {"base", job.base_version()},
+       {"labels", job.label_watermark()}});
+  const std::string folder =
+      JoinPath(JoinPath(JoinPath(config_.registry(), job.model()), kJobsFolder),
+               absl::StrCat(job.id()));
+  RETURN_IF_ERROR(MakeFolders(folder));
+  const absl::StatusOr<JobLock> lock = JobLock::Take(folder);
+  if (!lock.ok()) {
+    // Its worker lives, though its lease ran out. It will hear of that.
+    RETURN_IF_ERROR(jobs_.Release(job.id(), name_));
+    return lock.status();
+  }
+
+  absl::StatusOr<FineTuneReport> report = absl::UnknownError("not trained");
+  bool cancelled = false, lost = false;
+  {
+    Heartbeat heartbeat(jobs_, job, name_, FromProto(config_.lease()), stop);
+    report = JobRun{config_, registry_, labels_, jobs_, name_, folder, heartbeat}
+                 .Go(job);
+    heartbeat.End();
+    cancelled = heartbeat.cancelled();
+    lost = heartbeat.lost();
+    job = heartbeat.job();
+  }
+  if (lost) {
+    Log(LogLevel::kWarning, "job_lost", {{"job", job.id()}});
+    return absl::OkStatus();
+  }
+  const bool interrupted = absl::IsCancelled(report.status());
+  if (interrupted && cancelled) {
+    job.set_state(v1::TRAINING_JOB_STATE_CANCELLED);
+  } else if (interrupted || absl::IsUnavailable(report.status())) {
+    // The worker is stopped, or the store cannot be read: later, then.
+    Log(LogLevel::kInfo, "job_released",
+        {{"job", job.id()}, {"why", report.status()}});
+    return jobs_.Release(job.id(), name_);
+  } else {
+    FillOutcome(report, &job);
+  }
+  RETURN_IF_ERROR(Finish(job));
+  for (const char* const part : {kDataFolder, kCheckpointFolder}) {
+    Remove(JoinPath(folder, part));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace vitrine
