@@ -47,6 +47,10 @@ absl::StatusOr<std::unique_ptr<AdminClient>> NewAdminClient(
                    ReadFile(admin.token_file, /*max_bytes=*/4096));
   const std::string token(
       absl::StripAsciiWhitespace(text.substr(0, text.find('\n'))));
+  if (token.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--token-file: ", admin.token_file, " is empty"));
+  }
   ASSIGN_OR_RETURN(ClientOptions options, ResolveClientOptions(globals));
   options.target = admin.target;
   return AdminClient::Create(options, token);

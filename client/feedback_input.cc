@@ -102,6 +102,7 @@ absl::StatusOr<std::vector<v1::Feedback>> History(const json& row,
   std::vector<v1::Feedback> out;
   if (row.contains("categories")) {
     v1::InterestLabel& label = *out.emplace_back().mutable_interest();
+    label.set_user_id(user);
     for (const std::string& id : ids) {
       ASSIGN_OR_RETURN(*label.add_history()->mutable_item(),
                        FindItem(id, input));

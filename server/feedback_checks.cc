@@ -76,6 +76,7 @@ absl::Status CheckInteraction(const RequestChecks& checks,
 absl::Status CheckInterest(const RequestChecks& checks,
                            const v1::InterestLabel& label) {
   if (label.history().empty()) return Needed("interest.history");
+  RETURN_IF_ERROR(CheckId("interest.user_id", label.user_id()));
   RETURN_IF_ERROR(checks.History("interest.history", label.history()));
   for (int i = 0; i < label.history_size(); ++i) {
     RETURN_IF_ERROR(CheckItem(checks,

@@ -295,26 +295,13 @@ absl::Status ForEachRow(const std::string& path, std::string* digest,
   return absl::OkStatus();
 }
 
-bool IsValidation(const std::string& key, double share) {
-  const std::string hash = Sha256(key).substr(0, 8);
-  return std::strtoul(hash.c_str(), nullptr, 16) < share * 4294967296.0;
-}
-
 template <typename Row, typename Key>
 void SplitRows(std::vector<Row> all, double share, const Key& key,
                std::vector<Row>* training, std::vector<Row>* validation) {
   for (Row& row : all) {
-    (IsValidation(key(row), share) ? validation : training)
+    (IsHeldOut(key(row), share) ? validation : training)
         ->push_back(std::move(row));
   }
-}
-
-// What a text is split by: near enough the same text for every tokenizer, so
-// that "Red sofa" and "red  sofa" are held out together.
-std::string SameTextKey(absl::string_view text) {
-  return absl::AsciiStrToLower(absl::StrJoin(
-      absl::StrSplit(text, absl::ByAnyChar(" \t\r\n"), absl::SkipEmpty()),
-      " "));
 }
 
 }  // namespace
@@ -368,6 +355,17 @@ absl::StatusOr<Dataset> ReadDataset(internal::HeadKind kind,
         }
       }));
   return data;
+}
+
+bool IsHeldOut(absl::string_view key, double share) {
+  const std::string hash = Sha256(key).substr(0, 8);
+  return std::strtoul(hash.c_str(), nullptr, 16) < share * 4294967296.0;
+}
+
+std::string SameTextKey(absl::string_view text) {
+  return absl::AsciiStrToLower(absl::StrJoin(
+      absl::StrSplit(text, absl::ByAnyChar(" \t\r\n"), absl::SkipEmpty()),
+      " "));
 }
 
 Split SplitDataset(Dataset all, double share) {

@@ -21,6 +21,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "vitrine/internal/manifest.pb.h"
 #include "vitrine/v1/inference.pb.h"
 
@@ -93,5 +94,12 @@ struct Split {
 // By a hash of the query, the user or the text, so that all rows of one are on
 // one side, and on the same side in every run. `share` is in [0, 1).
 Split SplitDataset(Dataset all, double share);
+
+// What decides of a row: whether the rows of `key` (a SameTextKey of the query
+// or the text, or the user's id) are held out.
+bool IsHeldOut(absl::string_view key, double share);
+// Near enough the same text for every tokenizer: "Red sofa" and "red  sofa" are
+// held out together.
+std::string SameTextKey(absl::string_view text);
 
 }  // namespace vitrine
