@@ -15,9 +15,9 @@
 namespace vitrine {
 
 struct DatabaseOptions {
-  // "sqlite:PATH", or "postgresql://USER@HOST:PORT/NAME?passfile=FILE". A
-  // password in the address itself is refused: it would be in configuration
-  // files and process lists.
+  // "sqlite:PATH", or "postgresql://USER@HOST:PORT/NAME?passfile=FILE" with
+  // what else libpq takes there. A password in the address itself is refused:
+  // it would be in configuration files and process lists.
   std::string url;
   // How long a statement waits for another writer before kUnavailable.
   absl::Duration lock_timeout = absl::Seconds(5);
@@ -28,7 +28,8 @@ class Database {
   // Creates an SQLite file where there is none (its folder must exist), and
   // brings the schema up to date, one migration a transaction.
   // kInvalidArgument: the address. kFailedPrecondition: the schema is newer
-  // than this program, or the file is read-only or no database.
+  // than this program, the file is read-only or no database, or its folder is
+  // not there. kDataLoss: the file is damaged.
   // kUnavailable: it cannot be reached, or is locked.
   // kResourceExhausted: the disk is full.
   static absl::StatusOr<std::unique_ptr<Database>> Open(

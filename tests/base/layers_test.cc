@@ -111,5 +111,13 @@ TEST(Layers, OneFileIncludesSentencePieceAndItHasNoAbseil) {
   }
 }
 
+TEST(Layers, OneFileIncludesSoci) {
+  std::set<std::string> users;
+  for (const Include& i : AllIncludes()) {
+    if (TopFolder(i.include) == "soci") users.insert(i.file);
+  }
+  EXPECT_EQ(users, std::set<std::string>{"store/sql.cc"});
+}
+
 }  // namespace
 }  // namespace vitrine
