@@ -85,11 +85,6 @@ void LabelWriter::Work() {
       groups = TakeGroups();
     }
     Write(groups);
-    int64_t entries = 0;
-    for (const Group& group : groups) entries += group.entries.size();
-    MutexLock lock(mu_);
-    waiting_ -= entries;
-    metrics_.feedback_waiting().Set(static_cast<double>(waiting_));
   }
 }
 
@@ -103,6 +98,12 @@ void LabelWriter::Write(std::vector<Group>& groups) {
       store_.Add(groups.front().model, all, start);
   metrics_.feedback_commit_seconds().Observe(
       absl::ToDoubleSeconds(absl::Now() - start));
+  {
+    // Before the callers hear of it: they may come with more at once.
+    MutexLock lock(mu_);
+    waiting_ -= static_cast<int64_t>(all.size());
+    metrics_.feedback_waiting().Set(static_cast<double>(waiting_));
+  }
   size_t next = 0;
   for (Group& group : groups) {
     if (!outcomes.ok()) {
