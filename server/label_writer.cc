@@ -14,6 +14,8 @@ namespace {
 // nothing and keep the callers of the first groups waiting.
 constexpr int64_t kMaxTransaction = 4000;
 constexpr absl::Duration kRetryDelay = absl::Milliseconds(200);
+// Somebody has to make room.
+constexpr absl::Duration kFullDiskRetryDelay = absl::Seconds(30);
 
 }  // namespace
 
@@ -94,8 +96,11 @@ void LabelWriter::Write(std::vector<Group>& groups) {
     all.insert(all.end(), group.entries.begin(), group.entries.end());
   }
   const absl::Time start = absl::Now();
-  const absl::StatusOr<std::vector<LabelStore::Outcome>> outcomes =
+  absl::StatusOr<std::vector<LabelStore::Outcome>> outcomes =
       store_.Add(groups.front().model, all, start);
+  if (absl::IsResourceExhausted(outcomes.status())) {
+    outcomes = WithRetryDelay(outcomes.status(), kFullDiskRetryDelay);
+  }
   metrics_.feedback_commit_seconds().Observe(
       absl::ToDoubleSeconds(absl::Now() - start));
   {
