@@ -123,6 +123,8 @@ class Run {
   std::vector<std::unique_ptr<Task>> tasks_;
   std::vector<int> heads_;  // the network's number of each task's head
   std::vector<std::vector<int>> tokens_;  // of each task's examples
+  // Of each task with the source's weights; of nothing where its head is new.
+  std::vector<Evaluation> before_;
 
   std::vector<at::Tensor> trained_;
   std::unique_ptr<Optimizer> optimizer_;
@@ -231,7 +233,10 @@ absl::Status Run::MakeTasks() {
     }
     ASSIGN_OR_RETURN(const int head,
                      network_->PutHead(task->head(), options_.seed + i));
-    if (parent >= 0) report.before = task->Evaluate(*network_, head);
+    Evaluation before;
+    if (parent >= 0) before = task->Evaluate(*network_, head);
+    report.before = before.metrics();
+    before_.push_back(std::move(before));
     std::vector<int> tokens(task->examples());
     for (int e = 0; e < tokens.size(); ++e) tokens[e] = task->tokens(e);
     tokens_.push_back(std::move(tokens));
@@ -341,7 +346,7 @@ absl::Status Run::TrainEpoch(int epoch, std::vector<TrainingBatch> batches,
 Metrics Run::EvaluateAll() const {
   Metrics metrics;
   for (size_t i = 0; i < tasks_.size(); ++i) {
-    metrics.push_back(tasks_[i]->Evaluate(*network_, heads_[i]));
+    metrics.push_back(tasks_[i]->Evaluate(*network_, heads_[i]).metrics());
   }
   return metrics;
 }
