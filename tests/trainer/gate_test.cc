@@ -234,7 +234,7 @@ TEST(Gate, TooFewRowsAreNoEvidence) {
       Judge(v1::Gate(), {{kTopic, 0, &nothing, nullptr}}, {}, 1);
   ASSERT_TRUE(verdict.ok()) << verdict.status();
   EXPECT_THAT(verdict->rejections, ElementsAre(HasSubstr("0 held-out rows")));
-  EXPECT_THAT(verdict->metrics, IsEmpty());
+  EXPECT_TRUE(verdict->metrics.empty());
 }
 
 TEST(Gate, OneQueryIsNoEvidenceHoweverManyRows) {
