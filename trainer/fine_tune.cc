@@ -679,6 +679,7 @@ absl::StatusOr<FineTuneReport> Run::Go() {
   RETURN_IF_ERROR(CheckOptions(options_));
   RETURN_IF_ERROR(Load());
   RETURN_IF_ERROR(ReadData());
+  report_.data_digest = digest_;
   RETURN_IF_ERROR(MakeTasks());
   listener_->OnStart(report_);
   MakeOptimizer();

@@ -98,6 +98,7 @@ struct FineTuneReport {
   std::vector<v1::EvaluationMetric> metrics;
   // Of the heads with labels.
   std::vector<internal::LabelScore> label_scores;
+  std::string data_digest;  // SHA-256 over the rows, in order
   // By the gate, for each of these reasons.
   bool rejected = false;
   std::vector<std::string> rejections;

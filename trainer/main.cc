@@ -30,6 +30,7 @@ int main(int argc, char** argv) {
   vitrine::AddInitCommand(&app, &run);
   vitrine::AddImportCommand(&app, &run);
   vitrine::AddFitCommand(&app, &run);
+  vitrine::AddWorkCommand(&app, &run);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
