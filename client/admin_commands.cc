@@ -16,6 +16,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "base/file.h"
 #include "base/status_macros.h"
@@ -153,7 +154,10 @@ std::string ProgressLine(const v1::TrainingJob& job) {
           " left");
     }
   }
+  // The first metric of each head: what the best epoch is chosen by.
+  std::string head;
   for (const v1::EvaluationMetric& metric : progress.metrics()) {
+    if (metric.head() == std::exchange(head, metric.head())) continue;
     absl::StrAppend(&line, " | ", Printable(metric.head()), " ",
                     Printable(metric.name()), " ", Number(metric.value()));
   }
@@ -193,6 +197,10 @@ class Command {
     request.set_id(id);
     v1::TrainingJob last;
     const bool terminal = isatty(STDERR_FILENO) != 0;
+    // A log wants a line now and then.
+    constexpr absl::Duration kLineInterval = absl::Seconds(10);
+    absl::Time next_line = absl::InfinitePast();
+    v1::TrainingJobState shown = v1::TRAINING_JOB_STATE_UNSPECIFIED;
     const absl::Status status = (*client)->WatchTrainingJob(
         request,
         [&](const v1::TrainingJob& job) {
@@ -202,8 +210,10 @@ class Command {
             std::fflush(stdout);
           } else if (terminal) {
             absl::FPrintF(stderr, "\r\033[K%s", ProgressLine(job));
-          } else {
+          } else if (job.state() != shown || absl::Now() >= next_line) {
             absl::FPrintF(stderr, "%s\n", ProgressLine(job));
+            shown = job.state();
+            next_line = absl::Now() + kLineInterval;
           }
           return true;
         },

@@ -60,6 +60,7 @@ class JobWatchers::Watcher
     v1::WatchTrainingJobResponse response;
     *response.mutable_job() = job;
     bool own = false;
+    bytes_.Clear();  // gRPC serializes into an empty one only
     (void)grpc::SerializationTraits<google::protobuf::Message>::Serialize(
         response, &bytes_, &own);
     if (IsFinal(job.state())) {

@@ -1,6 +1,7 @@
 #include "trainer/evaluation.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 
@@ -23,6 +24,88 @@ double DcgAt(int k, const std::vector<RankedRow>& rows) {
   return sum;
 }
 
+constexpr int kCalibrationBins = 15;
+
+int CalibrationBin(double probability) {
+  // Written so that NaN has a bin too.
+  if (!(probability > 0)) return 0;
+  return std::min(static_cast<int>(probability * kCalibrationBins),
+                  kCalibrationBins - 1);
+}
+
+double Sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
+void AddToMean(int32_t unit, double value, Measure* measure) {
+  measure->terms.push_back({unit, 0, 1});
+  measure->terms.push_back({unit, 1, value});
+}
+
+void AddToCalibration(int32_t unit, double probability, double outcome,
+                      Measure* measure) {
+  measure->terms.push_back({unit, 0, 1});
+  measure->terms.push_back(
+      {unit, 1 + CalibrationBin(probability), probability - outcome});
+}
+
+void AddToMacroF1(int32_t unit, int32_t label, bool truth, bool predicted,
+                  Measure* measure) {
+  if (truth && predicted) measure->terms.push_back({unit, 2 * label, 1});
+  if (truth != predicted) measure->terms.push_back({unit, 2 * label + 1, 1});
+}
+
+double ValueOf(Measure::Form form, absl::Span<const double> sums) {
+  switch (form) {
+    case Measure::Form::kMean:
+      return sums[0] == 0 ? 0 : sums[1] / sums[0];
+    case Measure::Form::kRootMean:
+      return sums[0] == 0 ? 0 : std::sqrt(sums[1] / sums[0]);
+    case Measure::Form::kCalibration: {
+      double sum = 0;
+      for (const double gap : sums.subspan(1)) sum += std::abs(gap);
+      return sums[0] == 0 ? 0 : sum / sums[0];
+    }
+    case Measure::Form::kMacroF1: {
+      double sum = 0;
+      int counted = 0;
+      for (size_t i = 0; i < sums.size(); i += 2) {
+        if (sums[i] + sums[i + 1] == 0) continue;
+        sum += 2 * sums[i] / (2 * sums[i] + sums[i + 1]);
+        ++counted;
+      }
+      return counted == 0 ? 0 : sum / counted;
+    }
+  }
+  return 0;
+}
+
+// TP, FP and FN of each label.
+class LabelCounts {
+ public:
+  explicit LabelCounts(size_t labels) : counts_(labels) {}
+  void Add(int32_t label, bool truth, bool predicted) {
+    ++counts_[label][truth ? (predicted ? 0 : 2) : (predicted ? 1 : 3)];
+  }
+  std::vector<internal::LabelScore> Scores(
+      absl::Span<const std::string> names) const {
+    std::vector<internal::LabelScore> scores;
+    for (size_t label = 0; label < counts_.size(); ++label) {
+      const auto [tp, fp, fn, neither] = counts_[label];
+      if (tp + fp + fn == 0) continue;
+      internal::LabelScore& score = scores.emplace_back();
+      score.set_label(names[label]);
+      const auto hits = static_cast<double>(tp);
+      score.set_precision(tp == 0 ? 0 : hits / static_cast<double>(tp + fp));
+      score.set_recall(tp == 0 ? 0 : hits / static_cast<double>(tp + fn));
+      score.set_f1(2 * hits / static_cast<double>(2 * tp + fp + fn));
+      score.set_rows(tp + fn);
+    }
+    return scores;
+  }
+
+ private:
+  std::vector<std::array<int64_t, 4>> counts_;
+};
+
 void SortByScore(std::vector<RankedRow>* rows) {
   std::stable_sort(rows->begin(), rows->end(),
                    [](const RankedRow& a, const RankedRow& b) {
@@ -32,6 +115,77 @@ void SortByScore(std::vector<RankedRow>* rows) {
 }
 
 }  // namespace
+
+std::vector<std::string> MetricNames(internal::HeadKind kind) {
+  switch (kind) {
+    case internal::HEAD_KIND_RELEVANCE:
+      return {"ndcg@10", "mrr", "map", "rmse", "ece"};
+    case internal::HEAD_KIND_RECOMMENDATION:
+      return {"ndcg@10", "hr@10", "mrr"};
+    case internal::HEAD_KIND_INTEREST:
+      return {"macro_f1", "accuracy", "ndcg@10", "ece"};
+    case internal::HEAD_KIND_CLASSIFICATION:
+      return {"macro_f1", "accuracy", "ece"};
+    default:
+      return {};
+  }
+}
+
+Evaluation::Evaluation(int units, std::vector<Measure> measures)
+    : units_(units) {
+  std::vector<int32_t> all(units);
+  for (int32_t unit = 0; unit < units; ++unit) all[unit] = unit;
+  for (Measure& measure : measures) {
+    using Term = Measure::Term;
+    std::stable_sort(measure.terms.begin(), measure.terms.end(),
+                     [](const Term& a, const Term& b) {
+                       if (a.unit != b.unit) return a.unit < b.unit;
+                       return a.slot < b.slot;
+                     });
+    Sums& sums = sums_.emplace_back();
+    sums.form = measure.form;
+    sums.slots = 2;
+    sums.offsets.assign(units + 1, 0);
+    const Term* last = nullptr;
+    for (const Term& term : measure.terms) {
+      sums.slots = std::max(sums.slots, (term.slot / 2 + 1) * 2);
+      if (last != nullptr && last->unit == term.unit &&
+          last->slot == term.slot) {
+        sums.value.back() += term.value;
+      } else {
+        sums.slot.push_back(term.slot);
+        sums.value.push_back(term.value);
+        ++sums.offsets[term.unit + 1];
+      }
+      last = &term;
+    }
+    for (int unit = 0; unit < units; ++unit) {
+      sums.offsets[unit + 1] += sums.offsets[unit];
+    }
+    metrics_.push_back({std::move(measure.name), 0, measure.lower_is_better});
+    metrics_.back().value = Value(metrics_.size() - 1, all);
+  }
+}
+
+double Evaluation::Value(size_t metric, absl::Span<const int32_t> units) const {
+  const Sums& sums = sums_[metric];
+  std::vector<double> totals(sums.slots);
+  for (const int32_t unit : units) {
+    for (int64_t i = sums.offsets[unit]; i < sums.offsets[unit + 1]; ++i) {
+      totals[sums.slot[i]] += sums.value[i];
+    }
+  }
+  return ValueOf(sums.form, totals);
+}
+
+int Evaluation::Counted(size_t metric) const {
+  const std::vector<int64_t>& offsets = sums_[metric].offsets;
+  int counted = 0;
+  for (int unit = 0; unit < units_; ++unit) {
+    counted += offsets[unit + 1] > offsets[unit];
+  }
+  return counted;
+}
 
 uint64_t TieOf(absl::string_view query, absl::string_view item_id) {
   const std::string hash = Sha256(absl::StrCat(query, item_id)).substr(0, 8);
@@ -56,30 +210,53 @@ double ReciprocalRank(double relevant, std::vector<RankedRow> rows) {
   return 0;
 }
 
-RankingMetrics EvaluateRanking(absl::Span<const int32_t> group,
-                               absl::Span<const RankedRow> rows,
-                               double relevant) {
+double AveragePrecision(double relevant, std::vector<RankedRow> rows) {
+  SortByScore(&rows);
+  double sum = 0;
+  int found = 0;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (rows[i].gain_grade < relevant) continue;
+    ++found;
+    sum += static_cast<double>(found) / static_cast<double>(i + 1);
+  }
+  return found == 0 ? 0 : sum / found;
+}
+
+Evaluation EvaluateRelevance(absl::Span<const int32_t> query,
+                             absl::Span<const RankedRow> rows, double range,
+                             bool probabilities) {
+  using Form = Measure::Form;
+  Measure ndcg{"ndcg@10"}, mrr{"mrr"}, map{"map"};
+  Measure rmse{"rmse", Form::kRootMean, /*lower_is_better=*/true};
+  Measure ece{"ece", Form::kCalibration, /*lower_is_better=*/true};
   std::vector<std::vector<RankedRow>> queries;
   for (size_t i = 0; i < rows.size(); ++i) {
-    if (group[i] >= queries.size()) queries.resize(group[i] + 1);
-    queries[group[i]].push_back(rows[i]);
+    if (query[i] >= queries.size()) queries.resize(query[i] + 1);
+    queries[query[i]].push_back(rows[i]);
+    const double probability = Sigmoid(rows[i].score);
+    const double error = range * probability - rows[i].gain_grade;
+    AddToMean(query[i], error * error, &rmse);
+    AddToCalibration(query[i], probability, rows[i].gain_grade / range, &ece);
   }
-  RankingMetrics metrics;
-  for (const std::vector<RankedRow>& query : queries) {
+  const double relevant = range / 2;
+  for (int32_t q = 0; q < queries.size(); ++q) {
+    const std::vector<RankedRow>& of = queries[q];
     const bool differ =
-        std::any_of(query.begin(), query.end(), [&query](const RankedRow& row) {
-          return row.gain_grade != query.front().gain_grade;
+        std::any_of(of.begin(), of.end(), [&of](const RankedRow& row) {
+          return row.gain_grade != of.front().gain_grade;
         });
     if (!differ) continue;
-    metrics.ndcg_at_10 += NdcgAt(kDepth, query);
-    metrics.mrr += ReciprocalRank(relevant, query);
-    ++metrics.queries;
+    AddToMean(q, NdcgAt(kDepth, of), &ndcg);
+    AddToMean(q, ReciprocalRank(relevant, of), &mrr);
+    AddToMean(q, AveragePrecision(relevant, of), &map);
   }
-  if (metrics.queries > 0) {
-    metrics.ndcg_at_10 /= metrics.queries;
-    metrics.mrr /= metrics.queries;
+  std::vector<Measure> measures = {std::move(ndcg), std::move(mrr),
+                                   std::move(map)};
+  if (probabilities) {
+    measures.push_back(std::move(rmse));
+    measures.push_back(std::move(ece));
   }
-  return metrics;
+  return Evaluation(static_cast<int>(queries.size()), std::move(measures));
 }
 
 int64_t PlaceOf(int32_t target, absl::Span<const float> scores,
@@ -98,87 +275,92 @@ int64_t PlaceOf(int32_t target, absl::Span<const float> scores,
   return place;
 }
 
-NextItemMetrics EvaluateNextItem(absl::Span<const int64_t> places) {
-  NextItemMetrics metrics;
-  for (const int64_t place : places) {
-    if (place >= kDepth) continue;
-    metrics.hit_rate_at_10 += 1;
-    metrics.ndcg_at_10 += Discount(place);
+Evaluation EvaluateNextItem(absl::Span<const int64_t> places) {
+  Measure ndcg{"ndcg@10"}, hits{"hr@10"}, mrr{"mrr"};
+  for (int32_t user = 0; user < places.size(); ++user) {
+    const int64_t place = places[user];
+    AddToMean(user, place < kDepth ? Discount(place) : 0, &ndcg);
+    AddToMean(user, place < kDepth ? 1 : 0, &hits);
+    AddToMean(user, 1.0 / static_cast<double>(place + 1), &mrr);
   }
-  if (!places.empty()) {
-    metrics.hit_rate_at_10 /= places.size();
-    metrics.ndcg_at_10 /= places.size();
-  }
-  return metrics;
+  return Evaluation(static_cast<int>(places.size()),
+                    {std::move(ndcg), std::move(hits), std::move(mrr)});
 }
 
-double MacroF1(absl::Span<const uint8_t> truth,
-               absl::Span<const uint8_t> predicted, int labels) {
-  std::vector<int64_t> hits(labels), wrong(labels);
-  for (size_t i = 0; i < truth.size(); ++i) {
-    const bool t = truth[i] != 0, p = predicted[i] != 0;
-    hits[i % labels] += t && p;
-    wrong[i % labels] += t != p;
-  }
-  double sum = 0;
-  int counted = 0;
-  for (int label = 0; label < labels; ++label) {
-    if (hits[label] + wrong[label] == 0) continue;
-    sum += 2.0 * hits[label] / (2.0 * hits[label] + wrong[label]);
-    ++counted;
-  }
-  return counted == 0 ? 0 : sum / counted;
-}
-
-InterestMetrics EvaluateInterests(absl::Span<const float> scores,
-                                  absl::Span<const uint8_t> truth, int labels,
-                                  double threshold) {
-  std::vector<uint8_t> predicted(scores.size());
-  for (size_t i = 0; i < scores.size(); ++i) {
-    predicted[i] = scores[i] >= threshold;
-  }
-  InterestMetrics metrics;
-  metrics.macro_f1 = MacroF1(truth, predicted, labels);
-  int64_t rows = 0;
-  std::vector<int> order(labels);
-  for (size_t start = 0; start < scores.size(); start += labels) {
-    const auto row = scores.subspan(start, labels);
-    const auto yes = truth.subspan(start, labels);
-    const int64_t positives =
-        std::count_if(yes.begin(), yes.end(), [](uint8_t y) { return y != 0; });
+Evaluation EvaluateInterests(absl::Span<const float> scores,
+                             absl::Span<const uint8_t> truth,
+                             absl::Span<const std::string> labels) {
+  using Form = Measure::Form;
+  Measure f1{"macro_f1", Form::kMacroF1}, accuracy{"accuracy"};
+  Measure ndcg{"ndcg@10"};
+  Measure ece{"ece", Form::kCalibration, /*lower_is_better=*/true};
+  const auto width = static_cast<int32_t>(labels.size());
+  const auto rows = static_cast<int32_t>(scores.size() / labels.size());
+  LabelCounts counts(labels.size());
+  std::vector<int32_t> order(width);
+  for (int32_t row = 0; row < rows; ++row) {
+    const auto of = scores.subspan(int64_t{row} * width, width);
+    const auto yes = truth.subspan(int64_t{row} * width, width);
+    // A row's pairs are summed here, since there may be thousands.
+    std::array<double, kCalibrationBins> gaps{};
+    int64_t positives = 0;
+    for (int32_t label = 0; label < width; ++label) {
+      const bool is = yes[label] != 0, said = of[label] >= 0;
+      AddToMacroF1(row, label, is, said, &f1);
+      counts.Add(label, is, said);
+      positives += is;
+      const double probability = Sigmoid(of[label]);
+      gaps[CalibrationBin(probability)] += probability - is;
+    }
+    ece.terms.push_back({row, 0, static_cast<double>(width)});
+    for (int bin = 0; bin < kCalibrationBins; ++bin) {
+      if (gaps[bin] != 0) ece.terms.push_back({row, 1 + bin, gaps[bin]});
+    }
     if (positives == 0) continue;
-    for (int i = 0; i < labels; ++i) order[i] = i;
-    std::stable_sort(order.begin(), order.end(),
-                     [&row](int a, int b) { return row[a] > row[b]; });
+    for (int32_t i = 0; i < width; ++i) order[i] = i;
+    const int32_t depth = std::min(width, kDepth);
+    std::partial_sort(order.begin(), order.begin() + depth, order.end(),
+                      [&of](int32_t a, int32_t b) {
+                        if (of[a] != of[b]) return of[a] > of[b];
+                        return a < b;
+                      });
     double dcg = 0, best = 0;
-    for (int i = 0; i < std::min(labels, kDepth); ++i) {
+    for (int32_t i = 0; i < depth; ++i) {
       if (yes[order[i]]) dcg += Discount(i);
       if (i < positives) best += Discount(i);
     }
-    metrics.accuracy += yes[order[0]] != 0;
-    metrics.ndcg_at_10 += dcg / best;
-    ++rows;
+    AddToMean(row, yes[order[0]] != 0, &accuracy);
+    AddToMean(row, dcg / best, &ndcg);
   }
-  if (rows > 0) {
-    metrics.accuracy /= rows;
-    metrics.ndcg_at_10 /= rows;
-  }
-  return metrics;
+  Evaluation evaluation(rows, {std::move(f1), std::move(accuracy),
+                               std::move(ndcg), std::move(ece)});
+  evaluation.set_label_scores(counts.Scores(labels));
+  return evaluation;
 }
 
-ClassificationMetrics EvaluateClassification(
-    absl::Span<const int32_t> predicted, absl::Span<const int32_t> truth,
-    int labels) {
-  ClassificationMetrics metrics;
-  std::vector<uint8_t> t(truth.size() * labels), p(truth.size() * labels);
-  for (size_t i = 0; i < truth.size(); ++i) {
-    t[i * labels + truth[i]] = 1;
-    p[i * labels + predicted[i]] = 1;
-    metrics.accuracy += truth[i] == predicted[i];
+Evaluation EvaluateClassification(absl::Span<const int32_t> predicted,
+                                  absl::Span<const float> probability,
+                                  absl::Span<const int32_t> truth,
+                                  absl::Span<const std::string> labels) {
+  using Form = Measure::Form;
+  Measure f1{"macro_f1", Form::kMacroF1}, accuracy{"accuracy"};
+  Measure ece{"ece", Form::kCalibration, /*lower_is_better=*/true};
+  LabelCounts counts(labels.size());
+  for (int32_t row = 0; row < truth.size(); ++row) {
+    const bool right = predicted[row] == truth[row];
+    AddToMacroF1(row, truth[row], true, right, &f1);
+    counts.Add(truth[row], true, right);
+    if (!right) {
+      AddToMacroF1(row, predicted[row], false, true, &f1);
+      counts.Add(predicted[row], false, true);
+    }
+    AddToMean(row, right, &accuracy);
+    AddToCalibration(row, probability[row], right, &ece);
   }
-  metrics.macro_f1 = MacroF1(t, p, labels);
-  if (!truth.empty()) metrics.accuracy /= truth.size();
-  return metrics;
+  Evaluation evaluation(static_cast<int>(truth.size()),
+                        {std::move(f1), std::move(accuracy), std::move(ece)});
+  evaluation.set_label_scores(counts.Scores(labels));
+  return evaluation;
 }
 
 PlattScale FitPlatt(absl::Span<const float> positives,

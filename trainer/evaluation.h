@@ -9,6 +9,7 @@
 
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "vitrine/internal/manifest.pb.h"
 
 namespace vitrine {
 
@@ -18,11 +19,99 @@ struct MetricValue {
   bool lower_is_better = false;
 };
 
+// What a head of the kind is measured by, in this order; the first is what an
+// epoch is chosen by.
+//
+//   relevance       ndcg@10 mrr map rmse ece
+//   recommendation  ndcg@10 hr@10 mrr
+//   interest        macro_f1 accuracy ndcg@10 ece
+//   classification  macro_f1 accuracy ece
+std::vector<std::string> MetricNames(internal::HeadKind kind);
+
+// ---- Sums over units ----
+
+// The units of an evaluation are what was drawn independently: the queries of
+// relevance, the users of recommendation, the rows of the others. Every metric
+// is a function of sums over units, so that it can be told again for any
+// resample of them, fast, without going back to the rows.
+struct Measure {
+  enum class Form {
+    kMean,         // slot 0 counts, slot 1 sums: sum / count
+    kRootMean,     // the root of that
+    kCalibration,  // slot 0 counts, slot 1 + b sums probability - outcome in
+                   // bin b: the sum over bins of its absolute value / count
+    kMacroF1,      // slots 2l and 2l + 1: true positives (TP) and errors (FP +
+                   // FN) of label l: the mean over labels that have either of
+                   // 2TP / (2TP + FP + FN)
+  };
+  struct Term {
+    int32_t unit;
+    int32_t slot;
+    double value;
+  };
+  std::string name;
+  Form form = Form::kMean;
+  bool lower_is_better = false;
+  std::vector<Term> terms;  // in any order; those of one slot add up
+};
+
+// Immutable.
+class Evaluation {
+ public:
+  // Of nothing: no units, no metrics.
+  Evaluation() = default;
+  // Every term's unit is below `units`.
+  Evaluation(int units, std::vector<Measure> measures);
+
+  int units() const { return units_; }
+  // Over all units; 0 where nothing counts.
+  const std::vector<MetricValue>& metrics() const { return metrics_; }
+  // Metric number `metric` over these units, one as often as it is named.
+  double Value(size_t metric, absl::Span<const int32_t> units) const;
+  // Units that have a part in the metric: a query whose rows are all of one
+  // grade, say, has none in ndcg@10.
+  int Counted(size_t metric) const;
+
+  // Each label that occurs in truth or prediction, without the head's name.
+  const std::vector<internal::LabelScore>& label_scores() const {
+    return label_scores_;
+  }
+  void set_label_scores(std::vector<internal::LabelScore> scores) {
+    label_scores_ = std::move(scores);
+  }
+
+  // Says what the units are: two evaluations pair up where it is the same.
+  const std::string& unit_digest() const { return unit_digest_; }
+  void set_unit_digest(std::string digest) { unit_digest_ = std::move(digest); }
+
+ private:
+  // A measure's terms by unit: those of unit u are [offsets[u], offsets[u+1]).
+  struct Sums {
+    Measure::Form form;
+    int slots;
+    std::vector<int64_t> offsets;
+    std::vector<int32_t> slot;
+    std::vector<double> value;
+  };
+
+  int units_ = 0;
+  std::vector<Sums> sums_;
+  std::vector<MetricValue> metrics_;
+  std::vector<internal::LabelScore> label_scores_;
+  std::string unit_digest_;
+};
+
+// ---- Calibration (ece) ----
+//
+// Probabilities in [0, 1] fall into 15 bins of equal width, 1 into the last.
+// With n_b probabilities in bin b: the sum over bins of n_b / n * |mean
+// probability - mean outcome|. Less is better.
+
 // ---- Ranking of graded items (relevance) ----
 
 // One scored row of a query.
 struct RankedRow {
-  double score = 0;
+  double score = 0;       // a logit
   double gain_grade = 0;  // the grade less the lowest one there can be
   uint64_t tie = 0;       // equal scores: the smaller first
 };
@@ -38,25 +127,24 @@ double NdcgAt(int k, std::vector<RankedRow> rows);
 // 1 / rank of the first row whose grade is at least `relevant`; 0 if none is.
 double ReciprocalRank(double relevant, std::vector<RankedRow> rows);
 
-struct RankingMetrics {
-  double ndcg_at_10 = 0;
-  double mrr = 0;
-  int queries = 0;  // that were counted
-};
+// The mean, over the rows whose grade is at least `relevant`, of the share of
+// such rows among those up to its rank; 0 if there is none.
+double AveragePrecision(double relevant, std::vector<RankedRow> rows);
 
-// Means over the queries with at least two rows and two different grades;
-// `group[i]` is the query of rows[i]. For the reciprocal rank, `relevant` is
-// the middle of the range of grades.
-RankingMetrics EvaluateRanking(absl::Span<const int32_t> group,
-                               absl::Span<const RankedRow> rows,
-                               double relevant);
+// The units are the queries; query[i] is that of rows[i], from 0. `range` is
+// the largest gain_grade there can be. Over the queries with at least two rows
+// and two different grades:
+//   ndcg@10, mrr, map  means of NdcgAt, ReciprocalRank and AveragePrecision,
+//                      relevant being half of `range` or more
+// and where `probabilities` are asked for, sigmoid(score) being one, over all
+// rows:
+//   rmse  the root mean square of range * probability - gain_grade
+//   ece   calibration, gain_grade / range being the outcome
+Evaluation EvaluateRelevance(absl::Span<const int32_t> query,
+                             absl::Span<const RankedRow> rows, double range,
+                             bool probabilities);
 
 // ---- The next item out of a whole catalogue (recommendation) ----
-
-struct NextItemMetrics {
-  double hit_rate_at_10 = 0;
-  double ndcg_at_10 = 0;
-};
 
 // The place, from 0, of item `target` among all items of `scores` but those in
 // `seen` (the target itself is never left out). Equal scores: the smaller
@@ -64,37 +152,34 @@ struct NextItemMetrics {
 int64_t PlaceOf(int32_t target, absl::Span<const float> scores,
                 absl::Span<const int32_t> seen);
 
-// Hit rate: the share of places below 10. NDCG: the mean of 1 / log2(place +
-// 2), 0 from place 10 on.
-NextItemMetrics EvaluateNextItem(absl::Span<const int64_t> places);
+// The units are the users, one place each. Means of
+//   ndcg@10  1 / log2(place + 2), 0 from place 10 on
+//   hr@10    1 below place 10, else 0
+//   mrr      1 / (place + 1)
+Evaluation EvaluateNextItem(absl::Span<const int64_t> places);
 
 // ---- Labels ----
 
-// Mean over the labels that occur in `truth` or `predicted` of 2TP / (2TP + FP
-// + FN). Both are (rows, labels) row-major, nonzero meaning yes.
-double MacroF1(absl::Span<const uint8_t> truth,
-               absl::Span<const uint8_t> predicted, int labels);
+// The units are the rows. Scores are logits, (rows, labels) row-major; nonzero
+// in `truth` means yes.
+//   macro_f1  of the labels with a logit >= 0, as Measure says
+//   accuracy  share of rows whose likeliest label is a true one
+//   ndcg@10   of the labels by score, gain 1 for true ones
+//   ece       calibration of sigmoid(logit) over all (row, label) pairs
+// Accuracy and ndcg@10 are over rows that have a true label; equal scores: the
+// smaller label first.
+Evaluation EvaluateInterests(absl::Span<const float> scores,
+                             absl::Span<const uint8_t> truth,
+                             absl::Span<const std::string> labels);
 
-struct InterestMetrics {
-  double macro_f1 = 0;    // of the labels with probability >= 0.5
-  double accuracy = 0;    // share of rows whose likeliest label is a true one
-  double ndcg_at_10 = 0;  // of the labels by probability, gain 1 for true ones
-};
-
-// (rows, labels) row-major. Accuracy and NDCG are over rows that have a true
-// label; equal scores: the smaller label first. `threshold` is on `scores`.
-InterestMetrics EvaluateInterests(absl::Span<const float> scores,
-                                  absl::Span<const uint8_t> truth, int labels,
-                                  double threshold);
-
-struct ClassificationMetrics {
-  double macro_f1 = 0;
-  double accuracy = 0;
-};
-
-ClassificationMetrics EvaluateClassification(
-    absl::Span<const int32_t> predicted, absl::Span<const int32_t> truth,
-    int labels);
+// The units are the rows. `probability` is that of the predicted label.
+//   macro_f1  as Measure says
+//   accuracy  share of rows whose prediction is right
+//   ece       calibration of `probability`, being right the outcome
+Evaluation EvaluateClassification(absl::Span<const int32_t> predicted,
+                                  absl::Span<const float> probability,
+                                  absl::Span<const int32_t> truth,
+                                  absl::Span<const std::string> labels);
 
 // ---- From cosines to probabilities ----
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <filesystem>
 #include <limits>
 #include <random>
 #include <thread>
@@ -16,8 +17,10 @@
 #include "base/status_macros.h"
 #include "model/math_libraries.h"
 #include "trainer/batches.h"
+#include "trainer/incumbent.h"
 #include "trainer/network.h"
 #include "trainer/optimizer.h"
+#include "trainer/serving_check.h"
 #include "trainer/source_model.h"
 #include "trainer/version_writer.h"
 
@@ -29,6 +32,7 @@ using Metrics = std::vector<std::vector<MetricValue>>;
 
 constexpr char kCreatedBy[] = "vitrine-trainer 0.1.0";
 constexpr size_t kGoldenPerHead = 4;
+constexpr size_t kLatencySamples = 8;  // of each head
 constexpr double kLossSmoothing = 0.98;
 
 double SecondsSince(Clock::time_point start) {
@@ -96,7 +100,13 @@ class Run {
   absl::Status Step(const TrainingBatch& batch, double* loss);
   Metrics EvaluateAll() const;
   double Selection(const Metrics& metrics) const;
+  NewVersion MakeVersion() const;
   absl::Status Publish();
+  void ReportWithoutGate();
+  absl::StatusOr<Incumbent> MeetIncumbent() const;
+  absl::Status Judge(const NewVersion& version, const std::string& folder,
+                     absl::Span<const std::vector<float>> outputs,
+                     const Incumbent& incumbent);
   bool EncoderChanges() const {
     return options_.freeze < source_->checkpoint.config.num_layers;
   }
@@ -112,6 +122,7 @@ class Run {
   const ModelRegistry registry_{options_.registry};
   std::unique_ptr<Workers> workers_;
   std::unique_ptr<SourceModel> source_;
+  std::string incumbent_folder_;
   EncoderConfig config_;  // as the source has it, the run's dropout aside
   internal::EncodingOptions encoding_;
   std::unique_ptr<Featurizer> featurizer_;
@@ -123,6 +134,9 @@ class Run {
   std::vector<std::unique_ptr<Task>> tasks_;
   std::vector<int> heads_;  // the network's number of each task's head
   std::vector<std::vector<int>> tokens_;  // of each task's examples
+  // Of each task with the source's weights; of nothing where its head is new.
+  std::vector<Evaluation> before_;
+  std::vector<Evaluation> after_;  // with the weights that were kept
 
   std::vector<at::Tensor> trained_;
   std::unique_ptr<Optimizer> optimizer_;
@@ -138,6 +152,12 @@ absl::Status Run::Load() {
   ASSIGN_OR_RETURN(const std::string folder,
                    ResolveSource(options_.from, registry_));
   ASSIGN_OR_RETURN(source_, LoadSourceModel(folder));
+  incumbent_folder_ = folder;
+  if (!options_.incumbent.empty()) {
+    ASSIGN_OR_RETURN(
+        incumbent_folder_,
+        ResolveSource(options_.incumbent, registry_, "--incumbent"));
+  }
   config_ = source_->checkpoint.config;
   if (options_.freeze != FineTuneOptions::kFreezeEncoder &&
       options_.freeze > config_.num_layers) {
@@ -231,7 +251,10 @@ absl::Status Run::MakeTasks() {
     }
     ASSIGN_OR_RETURN(const int head,
                      network_->PutHead(task->head(), options_.seed + i));
-    if (parent >= 0) report.before = task->Evaluate(*network_, head);
+    Evaluation before;
+    if (parent >= 0) before = task->Evaluate(*network_, head);
+    report.before = before.metrics();
+    before_.push_back(std::move(before));
     std::vector<int> tokens(task->examples());
     for (int e = 0; e < tokens.size(); ++e) tokens[e] = task->tokens(e);
     tokens_.push_back(std::move(tokens));
@@ -341,7 +364,7 @@ absl::Status Run::TrainEpoch(int epoch, std::vector<TrainingBatch> batches,
 Metrics Run::EvaluateAll() const {
   Metrics metrics;
   for (size_t i = 0; i < tasks_.size(); ++i) {
-    metrics.push_back(tasks_[i]->Evaluate(*network_, heads_[i]));
+    metrics.push_back(tasks_[i]->Evaluate(*network_, heads_[i]).metrics());
   }
   return metrics;
 }
@@ -422,7 +445,7 @@ absl::Status Run::Train() {
   return absl::OkStatus();
 }
 
-absl::Status Run::Publish() {
+NewVersion Run::MakeVersion() const {
   NewVersion version;
   const TensorType type =
       options_.save_f16 ? TensorType::kF16 : TensorType::kF32;
@@ -452,21 +475,11 @@ absl::Status Run::Publish() {
   for (const internal::Head& head : network_->head_list()) {
     *manifest.add_heads() = head;
   }
-  for (const HeadReport& head : report_.heads) {
-    for (size_t i = 0; i < head.after.size(); ++i) {
-      internal::Metric* const metric = manifest.add_metrics();
-      metric->set_head(head.name);
-      metric->set_name(head.after[i].name);
-      metric->set_split("validation");
-      metric->set_before(head.before.empty()
-                             ? std::numeric_limits<double>::quiet_NaN()
-                             : head.before[i].value);
-      metric->set_value(head.after[i].value);
-    }
-  }
   manifest.set_data_digest(digest_);
   manifest.set_seed(options_.seed);
   manifest.set_recipe(options_.recipe);
+  manifest.set_job(options_.job);
+  manifest.set_label_watermark(options_.label_watermark);
   for (size_t i = 0; i < tasks_.size(); ++i) {
     for (const Encoding* sample : tasks_[i]->Samples(kGoldenPerHead)) {
       version.samples.emplace_back(tasks_[i]->head().name(), *sample);
@@ -482,9 +495,182 @@ absl::Status Run::Publish() {
       version.samples.emplace_back(head.name(), *sample);
     }
   }
+  return version;
+}
+
+// What the manifest says of the evaluation.
+void AddMetrics(const FineTuneReport& report, internal::Manifest* manifest) {
+  for (const v1::EvaluationMetric& from : report.metrics) {
+    internal::Metric* const metric = manifest->add_metrics();
+    metric->set_head(from.head());
+    metric->set_name(from.name());
+    metric->set_split("validation");
+    metric->set_before(from.has_before()
+                           ? from.before()
+                           : std::numeric_limits<double>::quiet_NaN());
+    metric->set_value(from.value());
+    if (from.has_change_low()) {
+      metric->set_change_low(from.change_low());
+      metric->set_change_high(from.change_high());
+    }
+    metric->set_lower_is_better(from.lower_is_better());
+  }
+  manifest->mutable_label_scores()->Add(report.label_scores.begin(),
+                                        report.label_scores.end());
+}
+
+void Run::ReportWithoutGate() {
+  for (const HeadReport& head : report_.heads) {
+    for (size_t i = 0; i < head.after.size(); ++i) {
+      v1::EvaluationMetric& metric = report_.metrics.emplace_back();
+      metric.set_head(head.name);
+      metric.set_name(head.after[i].name);
+      metric.set_value(head.after[i].value);
+      metric.set_lower_is_better(head.after[i].lower_is_better);
+      if (!head.before.empty()) metric.set_before(head.before[i].value);
+    }
+  }
+}
+
+// The version in service on the rows held out. Where it is what the run began
+// with, read the same way, it has been evaluated already.
+absl::StatusOr<Incumbent> Run::MeetIncumbent() const {
+  ASSIGN_OR_RETURN(
+      const internal::EncodingOptions own,
+      ResolveEncodingOptions(source_->manifest.encoding(), config_));
+  if (std::filesystem::equivalent(incumbent_folder_, source_->folder) &&
+      own.SerializeAsString() == encoding_.SerializeAsString()) {
+    Incumbent incumbent;
+    for (const internal::Head& head : source_->manifest.heads()) {
+      incumbent.heads.push_back(head.name());
+    }
+    for (size_t i = 0; i < tasks_.size(); ++i) {
+      IncumbentHead& head = incumbent.asked.emplace_back();
+      head.exists = std::count(incumbent.heads.begin(), incumbent.heads.end(),
+                               tasks_[i]->head().name()) > 0;
+      if (!head.exists) continue;
+      head.evaluation = before_[i];
+      for (const Encoding* sample : tasks_[i]->Samples(kLatencySamples)) {
+        head.samples.push_back(*sample);
+      }
+    }
+    return incumbent;
+  }
+  std::vector<HeldOutRows> held_out;
+  for (size_t i = 0; i < tasks_.size(); ++i) {
+    HeldOutRows& of = held_out.emplace_back();
+    of.settings.head = tasks_[i]->head();
+    of.settings.temperature = options_.temperature;
+    of.settings.targets_per_user = options_.targets_per_user;
+    of.rows = &splits_[i].validation;
+  }
+  absl::StatusOr<Incumbent> incumbent =
+      EvaluateIncumbent(incumbent_folder_, held_out, catalogue_,
+                        kLatencySamples, report_.bf16, workers_.get());
+  if (!incumbent.ok()) {
+    return Annotate(incumbent.status(), "the version in service");
+  }
+  return incumbent;
+}
+
+// The gate's verdict on the version whose files are in `folder`; `outputs` are
+// what the trained network gives for its samples.
+absl::Status Run::Judge(const NewVersion& version, const std::string& folder,
+                        absl::Span<const std::vector<float>> outputs,
+                        const Incumbent& incumbent) {
+  absl::StatusOr<std::shared_ptr<const ServableModel>> served =
+      LoadForCheck(folder, /*verify_digests=*/false);
+  if (!served.ok()) return Annotate(served.status(), "the candidate");
+  // bf16 has 8 bits and f16 11; the one is of every product, the other of the
+  // weights alone.
+  const double tolerance = report_.bf16        ? 5e-2
+                           : options_.save_f16 ? 1e-2
+                                               : 1e-3;
+  ASSIGN_OR_RETURN(report_.rejections, CompareServed(**served, version.samples,
+                                                     outputs, tolerance));
   RETURN_IF_ERROR(CheckStop());
-  ASSIGN_OR_RETURN(report_.version,
-                   PublishVersion(registry_, options_.model, version));
+
+  std::vector<HeadUnderTest> heads;
+  std::vector<HeadInput> ours, theirs;
+  for (size_t i = 0; i < tasks_.size(); ++i) {
+    const IncumbentHead& before = incumbent.asked[i];
+    HeadReport& report = report_.heads[i];
+    report.before = before.evaluation.metrics();
+    heads.push_back({{report.name, report.kind},
+                     report.validation_rows,
+                     &after_[i],
+                     before.exists ? &before.evaluation : nullptr});
+    const std::vector<const Encoding*> samples =
+        tasks_[i]->Samples(kLatencySamples);
+    const size_t count = std::min(samples.size(), before.samples.size());
+    for (size_t s = 0; s < count; ++s) {
+      ours.emplace_back(report.name, *samples[s]);
+      theirs.emplace_back(report.name, before.samples[s]);
+    }
+  }
+  if (options_.gate->max_latency_ratio() >= 0 && !ours.empty()) {
+    absl::StatusOr<std::shared_ptr<const ServableModel>> in_service =
+        LoadForCheck(incumbent_folder_, /*verify_digests=*/true);
+    if (!in_service.ok()) {
+      return Annotate(in_service.status(), "the version in service");
+    }
+    ASSIGN_OR_RETURN(report_.latency,
+                     CompareLatency(**served, ours, **in_service, theirs));
+    RETURN_IF_ERROR(CheckStop());
+  }
+  ASSIGN_OR_RETURN(
+      Verdict verdict,
+      vitrine::Judge(*options_.gate, heads, report_.latency, options_.seed));
+  report_.metrics = std::move(verdict.metrics);
+  std::move(verdict.rejections.begin(), verdict.rejections.end(),
+            std::back_inserter(report_.rejections));
+  report_.rejected = !report_.rejections.empty();
+
+  for (const std::string& name : incumbent.heads) {
+    if (network_->FindHead(name) < 0) {
+      report_.warnings.push_back(absl::StrCat(
+          "head ", name, " of the version in service is not in this one"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Run::Publish() {
+  for (size_t i = 0; i < tasks_.size(); ++i) {
+    after_.push_back(tasks_[i]->Evaluate(*network_, heads_[i]));
+    report_.heads[i].after = after_[i].metrics();
+    for (internal::LabelScore score : after_[i].label_scores()) {
+      score.set_head(report_.heads[i].name);
+      report_.label_scores.push_back(std::move(score));
+    }
+  }
+  RETURN_IF_ERROR(CheckStop());
+  NewVersion version = MakeVersion();
+
+  // All that the network is asked comes before engines are made: those set up
+  // LibTorch for themselves.
+  std::vector<std::vector<float>> outputs;
+  Incumbent incumbent;
+  if (options_.gate.has_value()) {
+    for (const auto& [head, encoding] : version.samples) {
+      const Encoding* const one = &encoding;
+      outputs.push_back(
+          network_->Infer(network_->FindHead(head), absl::MakeSpan(&one, 1)));
+    }
+    ASSIGN_OR_RETURN(incumbent, MeetIncumbent());
+    RETURN_IF_ERROR(CheckStop());
+  }
+  ASSIGN_OR_RETURN(const auto staged,
+                   StagedVersion::Write(registry_, options_.model, version));
+  if (options_.gate.has_value()) {
+    RETURN_IF_ERROR(Judge(version, staged->folder(), outputs, incumbent));
+  } else {
+    ReportWithoutGate();
+  }
+  RETURN_IF_ERROR(CheckStop());
+  if (report_.rejected || !options_.publish) return absl::OkStatus();
+  AddMetrics(report_, &version.manifest);
+  ASSIGN_OR_RETURN(report_.version, staged->Publish(version.manifest));
   report_.folder = registry_.VersionFolder(options_.model, report_.version);
   return absl::OkStatus();
 }
@@ -493,10 +679,12 @@ absl::StatusOr<FineTuneReport> Run::Go() {
   RETURN_IF_ERROR(CheckOptions(options_));
   RETURN_IF_ERROR(Load());
   RETURN_IF_ERROR(ReadData());
+  report_.data_digest = digest_;
   RETURN_IF_ERROR(MakeTasks());
   listener_->OnStart(report_);
   MakeOptimizer();
   RETURN_IF_ERROR(Train());
+  listener_->OnJudge();
   RETURN_IF_ERROR(Publish());
   return report_;
 }

@@ -1,6 +1,7 @@
 #pragma once
 
-// A whole run of fine-tuning: reads the rows, trains, evaluates, publishes.
+// A whole run of fine-tuning: reads the rows, trains, evaluates, judges,
+// publishes.
 // The command line's `fit` is a thin shell around it.
 
 #include <atomic>
@@ -12,8 +13,10 @@
 #include "absl/status/statusor.h"
 #include "trainer/dataset.h"
 #include "trainer/evaluation.h"
+#include "trainer/gate.h"
 #include "trainer/task.h"
 #include "vitrine/internal/manifest.pb.h"
+#include "vitrine/v1/admin.pb.h"
 
 namespace vitrine {
 
@@ -63,6 +66,16 @@ struct FineTuneOptions {
   internal::Pooling pooling = internal::POOLING_UNSPECIFIED;
   internal::EncodingOptions encoding;  // set fields replace the parent's
   std::string recipe;                  // for the manifest: the options as text
+
+  // What the result must show to be published; none: nothing.
+  std::optional<v1::Gate> gate;
+  // With a gate: the version in service, a folder, MODEL/NUMBER or MODEL;
+  // empty: what the run starts from.
+  std::string incumbent;
+  bool publish = true;  // false: train and judge only
+  // For the manifest.
+  int64_t job = 0;
+  int64_t label_watermark = 0;
 };
 
 struct HeadReport {
@@ -71,14 +84,25 @@ struct HeadReport {
   int examples = 0;
   int validation_rows = 0;
   std::vector<Baseline> baselines;
-  std::vector<MetricValue> before;  // empty: the head is new
-  std::vector<MetricValue> after;   // of the epoch that was kept
+  // Of the source; once a gate has judged, of the version in service. Empty:
+  // the head is new to it.
+  std::vector<MetricValue> before;
+  std::vector<MetricValue> after;  // of the epoch that was kept
 };
 
 struct FineTuneReport {
-  int64_t version = 0;
+  int64_t version = 0;  // 0: nothing was published
   std::string folder;
   std::vector<HeadReport> heads;
+  // Every metric of every head; with a gate, the intervals of the changes too.
+  std::vector<v1::EvaluationMetric> metrics;
+  // Of the heads with labels.
+  std::vector<internal::LabelScore> label_scores;
+  std::string data_digest;  // SHA-256 over the rows, in order
+  // By the gate, for each of these reasons.
+  bool rejected = false;
+  std::vector<std::string> rejections;
+  BatchLatency latency;  // where the gate had it measured
   std::vector<std::string> warnings;
   int epochs = 0;      // that were run
   int best_epoch = 0;  // whose weights were kept
@@ -110,9 +134,12 @@ class FineTuneListener {
                        const std::vector<std::vector<MetricValue>>& metrics) {
     (void)epoch, (void)loss, (void)best, (void)metrics;
   }
+  // Training is over; what it gave is evaluated and judged.
+  virtual void OnJudge() {}
 };
 
 // Blocking. kCancelled, and nothing is published, soon after `stop` is set.
+// What the gate rejects is no error: the report says so.
 // One seed and one number of threads give one result.
 absl::StatusOr<FineTuneReport> FineTune(const FineTuneOptions& options,
                                         FineTuneListener* listener,

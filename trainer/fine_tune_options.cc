@@ -97,6 +97,16 @@ absl::Status CheckOptions(const FineTuneOptions& options) {
     require(!needs_items || !options.items.empty(),
             absl::StrCat("head ", head, " needs --items"));
   }
+  require(options.incumbent.empty() || options.gate.has_value(),
+          absl::StrCat("--incumbent ", options.incumbent, ": without --gate"));
+  if (options.gate.has_value()) {
+    std::vector<GateHead> heads;
+    for (const FitTask& task : options.tasks) {
+      heads.push_back({HeadName(task), task.kind});
+    }
+    const absl::Status gate = CheckGate(*options.gate, heads);
+    require(gate.ok(), std::string(gate.message()));
+  }
   if (errors.empty()) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrJoin(errors, "\n"));
 }

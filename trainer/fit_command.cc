@@ -13,6 +13,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "base/status_macros.h"
+#include "base/textproto.h"
 #include "trainer/commands.h"
 #include "trainer/fine_tune.h"
 #include "trainer/progress.h"
@@ -45,8 +46,11 @@ Heads of the parent that are not trained are carried over.
 
 The weights of the epoch with the best validation metric are kept: ndcg@10 of
 relevance and recommendation, macro_f1 of interest and classification, averaged
-by --task-weight. trainer/evaluation.h defines every metric. One --seed and one
---threads give the same result again. Ctrl-C stops; nothing is published then.
+by --task-weight. trainer/evaluation.h defines every metric. What --gate rejects
+is not published: every reason is printed, and the exit status is 1.
+
+One --seed and one --threads give the same result again. Ctrl-C stops; nothing
+is published then.
 
 Rates: a pretrained encoder takes 2e-5 to 5e-5 (the default), a small one from
 `init` learns with 1e-3 and a dozen epochs.
@@ -77,6 +81,8 @@ struct FitFlags {
       max_brand_tokens = 0, max_categories_tokens = 0,
       max_attributes_tokens = 0, max_description_tokens = 0,
       max_history_item_tokens = 0;
+  std::string gate;
+  bool dry_run = false;
   bool json = false;
 };
 
@@ -160,6 +166,7 @@ void Resolve(const CLI::App& command, FitFlags* flags) {
   options.pooling =
       flags->pooling == "mean" ? internal::POOLING_MEAN : internal::POOLING_CLS;
   options.save_f16 = flags->save_dtype == "f16";
+  options.publish = !flags->dry_run;
   internal::EncodingOptions& encoding = options.encoding;
   encoding.set_max_tokens(flags->max_tokens);
   encoding.set_max_query_tokens(flags->max_query_tokens);
@@ -179,7 +186,10 @@ void Resolve(const CLI::App& command, FitFlags* flags) {
   options.recipe = absl::StrJoin(recipe, " ");
 }
 
-absl::Status Fit(const FitFlags& flags) {
+absl::Status Fit(FitFlags flags) {
+  if (!flags.gate.empty()) {
+    RETURN_IF_ERROR(ReadTextProto(flags.gate, &flags.options.gate.emplace()));
+  }
   signal(SIGINT, OnSignal);
   signal(SIGTERM, OnSignal);
   ProgressPrinter printer(stderr);
@@ -191,9 +201,16 @@ absl::Status Fit(const FitFlags& flags) {
                 "%d epochs, %d steps in %s, %.0f examples/s; kept epoch %d\n",
                 report.epochs, report.steps, FormatDuration(report.seconds),
                 report.examples_per_second, report.best_epoch);
-  absl::FPrintF(out, "published %s\n", report.folder);
+  if (flags.options.gate.has_value()) {
+    absl::FPrintF(out, "%s", VerdictText(report));
+  }
+  if (report.version > 0) absl::FPrintF(out, "published %s\n", report.folder);
   if (flags.json) {
     absl::PrintF("%s\n", ReportToJson(report, flags.options.model));
+  }
+  if (report.rejected) {
+    return absl::FailedPreconditionError(
+        "rejected by the gate; nothing was published");
   }
   return absl::OkStatus();
 }
@@ -287,6 +304,21 @@ void AddValidationOptions(CLI::App* command, FitFlags* flags) {
       ->add_option("--patience", o->patience,
                    "Stop after so many epochs without gain; 0: never")
       ->capture_default_str()
+      ->group(kGroup);
+  command
+      ->add_option("--gate", flags->gate,
+                   "A file with what the result must show to be published: a "
+                   "vitrine.v1.Gate as text; an empty one has the defaults")
+      ->check(CLI::ExistingFile)
+      ->group(kGroup);
+  command
+      ->add_option("--incumbent", o->incumbent,
+                   "With --gate, the version in service: a folder, "
+                   "MODEL/NUMBER or MODEL; default: --from")
+      ->group(kGroup);
+  command
+      ->add_flag("--dry-run", flags->dry_run,
+                 "Train and judge, but publish nothing")
       ->group(kGroup);
 }
 

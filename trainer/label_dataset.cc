@@ -145,8 +145,8 @@ class Collector {
       absl::Time time = label.received;
       if (label.feedback.has_time()) {
         const google::protobuf::Timestamp& at = label.feedback.time();
-        time = absl::FromUnixSeconds(at.seconds()) +
-               absl::Nanoseconds(at.nanos());
+        time =
+            absl::FromUnixSeconds(at.seconds()) + absl::Nanoseconds(at.nanos());
       }
       events_[event.user_id()].push_back({time, label.number, item});
     }
@@ -157,14 +157,14 @@ class Collector {
                   label.number);
       return;
     }
-    Shown& shown =
-        impressions_[{event.query(), event.impression_id()}][item];
+    Shown& shown = impressions_[{event.query(), event.impression_id()}][item];
     if (event.position() > 0) shown.position = event.position();
     shown.grade = std::max(shown.grade, grade);
     shown.number = std::max(shown.number, label.number);
   }
 
-  void AddInterest(const StoredLabel& label, const v1::InterestLabel& interest) {
+  void AddInterest(const StoredLabel& label,
+                   const v1::InterestLabel& interest) {
     Row& row = interests_.emplace_back();
     row.number = label.number;
     Json items = Json::array();
@@ -332,8 +332,8 @@ void Replay(const LabelDatasetOptions& options,
     }
   }
   if (options.replay_share >= 1 || old == 0) return;
-  const double wanted = fresh * options.replay_share /
-                        (1 - options.replay_share);
+  const double wanted =
+      fresh * options.replay_share / (1 - options.replay_share);
   const double share = std::min(1.0, wanted / static_cast<double>(old));
   for (size_t t = 0; t < rows->size(); ++t) {
     std::vector<Row>& task = (*rows)[t];
@@ -348,7 +348,8 @@ void Replay(const LabelDatasetOptions& options,
     std::sort(order.begin(), order.end());
     std::set<size_t> dropped;
     const auto keep = static_cast<size_t>(std::lround(share * order.size()));
-    for (size_t i = keep; i < order.size(); ++i) dropped.insert(order[i].second);
+    for (size_t i = keep; i < order.size(); ++i)
+      dropped.insert(order[i].second);
     std::vector<Row> kept;
     for (size_t i = 0; i < task.size(); ++i) {
       if (dropped.count(i) == 0) kept.push_back(std::move(task[i]));
@@ -380,16 +381,17 @@ absl::StatusOr<LabelDataset> WriteLabelDataset(
     if (of_task.empty()) {
       if (options.skip_empty) continue;
       return absl::FailedPreconditionError(
-          absl::StrCat("head ", HeadName(task), ": there are no labels for it, "
-                       "up to number ", options.watermark));
+          absl::StrCat("head ", HeadName(task),
+                       ": there are no labels for it, "
+                       "up to number ",
+                       options.watermark));
     }
     dataset.tasks.push_back(task);
     rows.push_back(std::move(of_task));
   }
   if (dataset.tasks.empty()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("there are no labels to train on, up to number ",
-                     options.watermark));
+    return absl::FailedPreconditionError(absl::StrCat(
+        "there are no labels to train on, up to number ", options.watermark));
   }
   Replay(options, &rows);
 
@@ -411,9 +413,10 @@ absl::StatusOr<LabelDataset> WriteLabelDataset(
     RETURN_IF_ERROR(WriteRows(task.data, lines));
   }
   if (dataset.training_rows == 0) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "all ", dataset.validation_rows, " rows are held out, none is left to "
-        "train on"));
+    return absl::FailedPreconditionError(
+        absl::StrCat("all ", dataset.validation_rows,
+                     " rows are held out, none is left to "
+                     "train on"));
   }
   return dataset;
 }

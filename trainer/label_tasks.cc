@@ -5,6 +5,8 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <set>
 
 #include "absl/strings/str_cat.h"
@@ -47,7 +49,17 @@ class InterestTask : public Task {
     }
     RETURN_IF_ERROR(Encode(split_.training, numbers, featurizer, catalogue,
                            &training_, &training_truth_));
-    return Encode(split_.validation, numbers, featurizer, catalogue,
+    // A category that only held-out rows have is always missed, as it should
+    // be: the truth must not depend on which head is asked.
+    internal::Head all = head_;
+    std::set<std::string> held_out;
+    for (const HistoryRow& row : split_.validation.histories) {
+      held_out.insert(row.categories.begin(), row.categories.end());
+    }
+    const LabelNumbers all_numbers = AddLabels(held_out, &all);
+    validation_labels_.assign(all.labels().begin(), all.labels().end());
+    digest_ = DigestOf(split_.validation, catalogue);
+    return Encode(split_.validation, all_numbers, featurizer, catalogue,
                   &validation_, &validation_truth_);
   }
 
@@ -80,11 +92,12 @@ class InterestTask : public Task {
     return static_cast<int>(validation_.size());
   }
 
-  std::vector<MetricValue> Evaluate(const Network& network,
-                                    int h) const override {
+  Evaluation Evaluate(const Network& network, int h) const override {
     if (validation_.empty()) return {};
-    // A logit of 0 is a probability of one half.
-    return Metrics(network.Infer(h, Pointers(validation_)), 0);
+    Evaluation evaluation =
+        EvaluateLogits(network.Infer(h, Pointers(validation_)));
+    evaluation.set_unit_digest(digest_);
+    return evaluation;
   }
 
   // Every shopper gets the categories by their share of training rows.
@@ -96,11 +109,12 @@ class InterestTask : public Task {
       shares[i % labels] += static_cast<float>(training_truth_[i]) /
                             static_cast<float>(training_.size());
     }
-    std::vector<float> scores;
+    for (float& share : shares) share = std::log(share / (1 - share));
+    std::vector<float> logits;
     for (size_t i = 0; i < validation_.size(); ++i) {
-      scores.insert(scores.end(), shares.begin(), shares.end());
+      logits.insert(logits.end(), shares.begin(), shares.end());
     }
-    return {{"most frequent", Metrics(scores, 0.5)}};
+    return {{"most frequent", EvaluateLogits(logits).metrics()}};
   }
 
   std::vector<const Encoding*> Samples(size_t count) const override {
@@ -112,7 +126,7 @@ class InterestTask : public Task {
                       const Featurizer& featurizer, const Catalogue& catalogue,
                       std::vector<Encoding>* sequences,
                       std::vector<uint8_t>* truth) const {
-    const int labels = head_.labels_size();
+    const size_t labels = numbers.size();
     truth->assign(data.histories.size() * labels, 0);
     for (size_t i = 0; i < data.histories.size(); ++i) {
       const HistoryRow& row = data.histories[i];
@@ -120,26 +134,30 @@ class InterestTask : public Task {
                        EncodeHistory(featurizer, catalogue, row.items));
       sequences->push_back(std::move(encoding));
       for (const std::string& name : row.categories) {
-        // A category that only held-out rows have cannot be predicted.
-        const auto it = numbers.find(name);
-        if (it != numbers.end()) (*truth)[i * labels + it->second] = 1;
+        (*truth)[i * labels + numbers.at(name)] = 1;
       }
     }
     return absl::OkStatus();
   }
 
-  std::vector<MetricValue> Metrics(const std::vector<float>& scores,
-                                   double threshold) const {
-    const InterestMetrics metrics = EvaluateInterests(
-        scores, validation_truth_, head_.labels_size(), threshold);
-    return {{"macro_f1", metrics.macro_f1},
-            {"accuracy", metrics.accuracy},
-            {"ndcg@10", metrics.ndcg_at_10}};
+  // (rows, the head's labels); what the head lacks has no chance.
+  Evaluation EvaluateLogits(const std::vector<float>& logits) const {
+    const size_t known = head_.labels_size(), all = validation_labels_.size();
+    std::vector<float> scores(validation_.size() * all,
+                              -std::numeric_limits<float>::infinity());
+    for (size_t i = 0; i < validation_.size(); ++i) {
+      std::copy_n(logits.begin() + i * known, known, scores.begin() + i * all);
+    }
+    return EvaluateInterests(scores, validation_truth_, validation_labels_);
   }
 
   const Split& split_;
+  // The head's, then those that only held-out rows have.
+  std::vector<std::string> validation_labels_;
+  std::string digest_;
   std::vector<Encoding> training_, validation_;
-  std::vector<uint8_t> training_truth_, validation_truth_;  // (rows, labels)
+  // (rows, the head's labels) and (rows, validation_labels_).
+  std::vector<uint8_t> training_truth_, validation_truth_;
 };
 
 class ClassificationTask : public Task {
@@ -188,17 +206,23 @@ class ClassificationTask : public Task {
     return static_cast<int>(validation_.size());
   }
 
-  std::vector<MetricValue> Evaluate(const Network& network,
-                                    int h) const override {
+  Evaluation Evaluate(const Network& network, int h) const override {
     if (validation_.empty()) return {};
     const std::vector<float> logits = network.Infer(h, Pointers(validation_));
     const int labels = head_.labels_size();
     std::vector<int32_t> predicted;
+    std::vector<float> probabilities;
     for (auto row = logits.begin(); row != logits.end(); row += labels) {
-      predicted.push_back(
-          static_cast<int32_t>(std::max_element(row, row + labels) - row));
+      const auto most = std::max_element(row, row + labels);
+      predicted.push_back(static_cast<int32_t>(most - row));
+      float sum = 0;
+      for (auto it = row; it != row + labels; ++it)
+        sum += std::exp(*it - *most);
+      probabilities.push_back(1 / sum);
     }
-    return Metrics(predicted);
+    Evaluation evaluation = EvaluatePredictions(predicted, probabilities);
+    evaluation.set_unit_digest(DigestOf(split_.validation, {}));
+    return evaluation;
   }
 
   std::vector<Baseline> Baselines() const override {
@@ -207,8 +231,12 @@ class ClassificationTask : public Task {
     for (const int32_t label : training_truth_) ++counts[label];
     const auto most = static_cast<int32_t>(
         std::max_element(counts.begin(), counts.end()) - counts.begin());
+    const float share =
+        static_cast<float>(counts[most]) / static_cast<float>(training_.size());
     return {{"most frequent",
-             Metrics(std::vector<int32_t>(validation_.size(), most))}};
+             EvaluatePredictions(std::vector<int32_t>(validation_.size(), most),
+                                 std::vector<float>(validation_.size(), share))
+                 .metrics()}};
   }
 
   std::vector<const Encoding*> Samples(size_t count) const override {
@@ -228,11 +256,13 @@ class ClassificationTask : public Task {
     return absl::OkStatus();
   }
 
-  std::vector<MetricValue> Metrics(
-      const std::vector<int32_t>& predicted) const {
-    const ClassificationMetrics metrics = EvaluateClassification(
-        predicted, validation_truth_, head_.labels_size());
-    return {{"macro_f1", metrics.macro_f1}, {"accuracy", metrics.accuracy}};
+  Evaluation EvaluatePredictions(
+      const std::vector<int32_t>& predicted,
+      const std::vector<float>& probabilities) const {
+    const std::vector<std::string> labels(head_.labels().begin(),
+                                          head_.labels().end());
+    return EvaluateClassification(predicted, probabilities, validation_truth_,
+                                  labels);
   }
 
   const Split& split_;

@@ -25,11 +25,12 @@ int main(int argc, char** argv) {
       "  # a pretrained checkpoint, served as it is\n"
       "  vitrine-trainer import --from ms-marco-MiniLM-L-6-v2 \\\n"
       "      --out registry --model shop\n\n"
-      "Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.");
+      "Exit status: 0 done, 1 failed or rejected, 2 wrong usage, 130 interrupted.");
   vitrine::CommandFunction run;
   vitrine::AddInitCommand(&app, &run);
   vitrine::AddImportCommand(&app, &run);
   vitrine::AddFitCommand(&app, &run);
+  vitrine::AddWorkCommand(&app, &run);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

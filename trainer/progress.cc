@@ -46,6 +46,22 @@ Json ToJson(const std::vector<MetricValue>& metrics) {
   return json;
 }
 
+const v1::EvaluationMetric* FindJudged(const FineTuneReport& report,
+                                       const std::string& head,
+                                       const std::string& name) {
+  for (const v1::EvaluationMetric& metric : report.metrics) {
+    if (metric.head() == head && metric.name() == name) return &metric;
+  }
+  return nullptr;
+}
+
+bool HasIntervals(const FineTuneReport& report, const std::string& head) {
+  return std::any_of(report.metrics.begin(), report.metrics.end(),
+                     [&head](const v1::EvaluationMetric& metric) {
+                       return metric.head() == head && metric.has_change_low();
+                     });
+}
+
 const char* KindName(internal::HeadKind kind) {
   switch (kind) {
     case internal::HEAD_KIND_RELEVANCE:
@@ -143,6 +159,12 @@ void ProgressPrinter::OnEpoch(
   std::fflush(out_);
 }
 
+void ProgressPrinter::OnJudge() {
+  ClearBar();
+  absl::FPrintF(out_, "training is over; evaluating what it gave\n");
+  std::fflush(out_);
+}
+
 std::string MetricsTable(const FineTuneReport& report) {
   std::string out;
   for (const HeadReport& head : report.heads) {
@@ -151,17 +173,41 @@ std::string MetricsTable(const FineTuneReport& report) {
     for (const Baseline& baseline : head.baselines) {
       absl::StrAppendFormat(&out, " %14s", baseline.name);
     }
-    absl::StrAppendFormat(&out, " %10s %10s\n", "before", "after");
+    const bool intervals = HasIntervals(report, head.name);
+    absl::StrAppendFormat(&out, " %10s %10s%s\n", "before", "after",
+                          intervals ? "  change" : "");
     for (const MetricValue& metric : head.after) {
       absl::StrAppendFormat(&out, "%-16s %-10s", "", metric.name);
       for (const Baseline& baseline : head.baselines) {
         absl::StrAppendFormat(&out, " %14s",
                               Cell(FindMetric(baseline.metrics, metric.name)));
       }
-      absl::StrAppendFormat(&out, " %10s %10s\n",
+      absl::StrAppendFormat(&out, " %10s %10s",
                             Cell(FindMetric(head.before, metric.name)),
                             Cell(&metric));
+      const v1::EvaluationMetric* const judged =
+          FindJudged(report, head.name, metric.name);
+      if (judged != nullptr && judged->has_change_low()) {
+        absl::StrAppendFormat(&out, "  [%+.4f, %+.4f]", judged->change_low(),
+                              judged->change_high());
+      }
+      out += '\n';
     }
+  }
+  return out;
+}
+
+std::string VerdictText(const FineTuneReport& report) {
+  std::string out;
+  if (report.latency.incumbent_ms > 0) {
+    absl::StrAppendFormat(&out, "a batch takes %.3f ms, %.3f ms in service\n",
+                          report.latency.candidate_ms,
+                          report.latency.incumbent_ms);
+  }
+  absl::StrAppend(&out, report.rejected ? "the gate rejects it:\n"
+                                        : "the gate passes it\n");
+  for (const std::string& reason : report.rejections) {
+    absl::StrAppend(&out, "  ", reason, "\n");
   }
   return out;
 }
@@ -191,8 +237,29 @@ std::string ReportToJson(const FineTuneReport& report,
     for (const Baseline& baseline : head.baselines) {
       entry["baselines"][baseline.name] = ToJson(baseline.metrics);
     }
+    entry["change"] = Json::object();
+    for (const MetricValue& metric : head.after) {
+      const v1::EvaluationMetric* const judged =
+          FindJudged(report, head.name, metric.name);
+      if (judged == nullptr || !judged->has_change_low()) continue;
+      entry["change"][metric.name] = {judged->change_low(),
+                                      judged->change_high()};
+    }
+    entry["labels"] = Json::array();
+    for (const internal::LabelScore& score : report.label_scores) {
+      if (score.head() != head.name) continue;
+      entry["labels"].push_back({{"label", score.label()},
+                                 {"precision", score.precision()},
+                                 {"recall", score.recall()},
+                                 {"f1", score.f1()},
+                                 {"rows", score.rows()}});
+    }
     json["heads"].push_back(std::move(entry));
   }
+  json["rejected"] = report.rejected;
+  json["rejections"] = report.rejections;
+  json["batch_ms"] = report.latency.candidate_ms;
+  json["incumbent_batch_ms"] = report.latency.incumbent_ms;
   json["warnings"] = report.warnings;
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }

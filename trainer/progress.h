@@ -19,6 +19,7 @@ class ProgressPrinter : public FineTuneListener {
 
   void OnStart(const FineTuneReport& report) override;
   void OnStep(const StepProgress& progress) override;
+  void OnJudge() override;
   void OnEpoch(int epoch, double loss, bool best,
                const std::vector<std::vector<MetricValue>>& metrics) override;
 
@@ -32,8 +33,12 @@ class ProgressPrinter : public FineTuneListener {
   std::vector<std::string> head_names_;
 };
 
-// A row for each metric: baselines, before, after.
+// A row for each metric: baselines, before, after, and the interval of the
+// change where a gate made one.
 std::string MetricsTable(const FineTuneReport& report);
+
+// What the gate said, and why.
+std::string VerdictText(const FineTuneReport& report);
 
 std::string ReportToJson(const FineTuneReport& report,
                          const std::string& model);

@@ -112,8 +112,7 @@ class RecommendationTask : public Task {
     return static_cast<int>(validation_.size());
   }
 
-  std::vector<MetricValue> Evaluate(const Network& network,
-                                    int h) const override {
+  Evaluation Evaluate(const Network& network, int h) const override {
     if (validation_.empty()) return {};
     // Some users at a time: all of them times all items may be too much.
     constexpr size_t kUsers = 1024;
@@ -130,7 +129,9 @@ class RecommendationTask : public Task {
                    items_.size())));
       }
     }
-    return Metrics(places);
+    Evaluation evaluation = EvaluateNextItem(places);
+    evaluation.set_unit_digest(DigestOf(split_.validation, catalogue_));
+    return evaluation;
   }
 
   std::vector<Baseline> Baselines() const override {
@@ -140,7 +141,7 @@ class RecommendationTask : public Task {
     for (size_t i = 0; i < validation_.size(); ++i) {
       places.push_back(Place(i, popularity));
     }
-    return {{"popularity", Metrics(places)}};
+    return {{"popularity", EvaluateNextItem(places).metrics()}};
   }
 
   // The score's scale: next items against the rest of the catalogue, by the
@@ -231,12 +232,6 @@ class RecommendationTask : public Task {
     return PlaceOf(items.back(), scores,
                    absl::MakeSpan(items).subspan(0, items.size() - 1));
   }
-
-  static std::vector<MetricValue> Metrics(const std::vector<int64_t>& places) {
-    const NextItemMetrics metrics = EvaluateNextItem(places);
-    return {{"ndcg@10", metrics.ndcg_at_10}, {"hr@10", metrics.hit_rate_at_10}};
-  }
-
   const double temperature_;
   const int targets_per_user_;
   const Catalogue& catalogue_;

@@ -73,22 +73,13 @@ class RelevanceTask : public Task {
     return static_cast<int>(validation_.size());
   }
 
-  std::vector<MetricValue> Evaluate(const Network& network,
-                                    int h) const override {
+  Evaluation Evaluate(const Network& network, int h) const override {
     if (validation_.empty()) return {};
     const std::vector<float> logits = network.Infer(h, Pointers(validation_));
-    const GradeRange& grades = split_.validation.grades;
-    double squares = 0;
-    for (size_t i = 0; i < logits.size(); ++i) {
-      const double predicted =
-          grades.min + (grades.max - grades.min) / (1 + std::exp(-logits[i]));
-      const double error = predicted - split_.validation.relevance[i].grade;
-      squares += error * error;
-    }
-    std::vector<MetricValue> metrics = Ranking({logits.begin(), logits.end()});
-    metrics.push_back({"rmse", std::sqrt(squares / logits.size()),
-                       /*lower_is_better=*/true});
-    return metrics;
+    Evaluation evaluation =
+        Ranking({logits.begin(), logits.end()}, /*probabilities=*/true);
+    evaluation.set_unit_digest(DigestOf(split_.validation, catalogue_));
+    return evaluation;
   }
 
   std::vector<Baseline> Baselines() const override {
@@ -106,8 +97,9 @@ class RelevanceTask : public Task {
       scores[i] = bm25.Score(split_.validation.relevance[i].query,
                              documents[documents.size() - held_out + i]);
     }
-    return {{"bm25", Ranking(scores)},
-            {"random", Ranking(std::vector<double>(held_out))}};
+    return {
+        {"bm25", Ranking(scores, false).metrics()},
+        {"random", Ranking(std::vector<double>(held_out), false).metrics()}};
   }
 
   std::vector<const Encoding*> Samples(size_t count) const override {
@@ -135,16 +127,16 @@ class RelevanceTask : public Task {
     return absl::OkStatus();
   }
 
-  std::vector<MetricValue> Ranking(const std::vector<double>& scores) const {
+  Evaluation Ranking(const std::vector<double>& scores,
+                     bool probabilities) const {
     const GradeRange& grades = split_.validation.grades;
     std::vector<RankedRow> rows(scores.size());
     for (size_t i = 0; i < scores.size(); ++i) {
       rows[i] = {scores[i], split_.validation.relevance[i].grade - grades.min,
                  ties_[i]};
     }
-    const RankingMetrics metrics =
-        EvaluateRanking(group_, rows, (grades.max - grades.min) / 2);
-    return {{"ndcg@10", metrics.ndcg_at_10}, {"mrr", metrics.mrr}};
+    return EvaluateRelevance(group_, rows, grades.max - grades.min,
+                             probabilities);
   }
 
   const Catalogue& catalogue_;

@@ -49,7 +49,8 @@ absl::StatusOr<std::unique_ptr<SourceModel>> LoadSourceModel(
 }
 
 absl::StatusOr<std::string> ResolveSource(const std::string& from,
-                                          const ModelRegistry& registry) {
+                                          const ModelRegistry& registry,
+                                          absl::string_view flag) {
   std::error_code ignored;
   if (std::filesystem::is_directory(from, ignored)) return from;
   const std::vector<std::string> parts = absl::StrSplit(from, '/');
@@ -58,12 +59,12 @@ absl::StatusOr<std::string> ResolveSource(const std::string& from,
   if (parts.size() > 2 || !CheckModelName(model).ok() ||
       (parts.size() == 2 && !absl::SimpleAtoi(parts[1], &version))) {
     return absl::NotFoundError(absl::StrCat(
-        "--from ", from, ": no such folder, and no MODEL or MODEL/NUMBER"));
+        flag, " ", from, ": no such folder, and no MODEL or MODEL/NUMBER"));
   }
   absl::StatusOr<std::vector<int64_t>> versions = registry.ListVersions(model);
   if (!versions.ok() || versions->empty()) {
     return absl::NotFoundError(
-        absl::StrCat("--from ", from, ": no such folder, and no such model in ",
+        absl::StrCat(flag, " ", from, ": no such folder, and no such model in ",
                      registry.root()));
   }
   if (parts.size() == 1) {
@@ -72,7 +73,7 @@ absl::StatusOr<std::string> ResolveSource(const std::string& from,
   }
   const std::string folder = registry.VersionFolder(model, version);
   if (!std::filesystem::is_directory(folder, ignored)) {
-    return absl::NotFoundError(absl::StrCat("--from ", from, ": model ", model,
+    return absl::NotFoundError(absl::StrCat(flag, " ", from, ": model ", model,
                                             " has no version ", version, " in ",
                                             registry.root()));
   }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "model/checkpoint.h"
 #include "model/tokenizer.h"
 #include "store/model_registry.h"
@@ -34,9 +35,10 @@ absl::StatusOr<std::unique_ptr<SourceModel>> LoadSourceModel(
     const std::string& folder);
 
 // `from` is a folder, or names a version of `registry`: "shop/12", or "shop"
-// for the one in service (the newest, where none is).
+// for the one in service (the newest, where none is). Errors call it `flag`.
 absl::StatusOr<std::string> ResolveSource(const std::string& from,
-                                          const ModelRegistry& registry);
+                                          const ModelRegistry& registry,
+                                          absl::string_view flag = "--from");
 
 // The tensors as they can be written again, in their own types.
 absl::StatusOr<std::vector<NamedTensor>> CopyTensors(

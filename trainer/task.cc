@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "base/file.h"
 #include "base/status_macros.h"
 
 namespace vitrine {
@@ -13,7 +14,7 @@ absl::StatusOr<std::unique_ptr<Task>> NewTask(const TaskSettings& settings,
                                               const Featurizer& featurizer,
                                               const Catalogue& catalogue,
                                               const Split& split) {
-  if (split.training.size() == 0) {
+  if (split.training.size() == 0 && !settings.evaluation_only) {
     return absl::InvalidArgumentError(
         absl::StrCat("head ", settings.head.name(),
                      ": no training rows are left beside the held-out ones"));
@@ -68,6 +69,28 @@ std::vector<const Encoding*> Pick(const std::vector<Encoding>& encodings,
   std::vector<const Encoding*> out;
   for (const int32_t number : numbers) out.push_back(&encodings[number]);
   return out;
+}
+
+std::string DigestOf(const Dataset& held_out, const Catalogue& catalogue) {
+  std::string all;
+  const auto add = [&all](absl::string_view field) {
+    absl::StrAppend(&all, field.size(), ":", field);
+  };
+  for (const RelevanceRow& row : held_out.relevance) {
+    add(row.query);
+    add(catalogue.items[row.item].id());
+    add(absl::StrCat(row.grade));
+  }
+  for (const HistoryRow& row : held_out.histories) {
+    add(row.user_id);
+    for (const int32_t item : row.items) add(catalogue.items[item].id());
+    for (const std::string& category : row.categories) add(category);
+  }
+  for (const TextRow& row : held_out.texts) {
+    add(row.text);
+    add(row.label);
+  }
+  return Sha256(all);
 }
 
 std::vector<const Encoding*> SpreadOver(const std::vector<Encoding>& encodings,

@@ -34,6 +34,8 @@ struct TaskSettings {
   double temperature = 0.05;  // recommendation: of the cosines in the softmax
   // Recommendation: a user's newest items that become targets; 0: all.
   int targets_per_user = 20;
+  // The task is for Evaluate() and Samples(); training rows may be missing.
+  bool evaluation_only = false;
 };
 
 class Task {
@@ -58,10 +60,11 @@ class Task {
 
   // Held-out rows that count.
   virtual int validation_rows() const = 0;
-  // Over the held-out rows; the first is the one to select by (the larger the
-  // better). Empty without such rows. Head number `h` of `network` is head().
-  virtual std::vector<MetricValue> Evaluate(const Network& network,
-                                            int h) const = 0;
+  // Over the held-out rows; the first metric is the one to select by (the
+  // larger the better). Of nothing without such rows. Head number `h` of
+  // `network` is head(). Two tasks over one held-out set, each with a network
+  // of its own, give evaluations that pair up.
+  virtual Evaluation Evaluate(const Network& network, int h) const = 0;
   virtual std::vector<Baseline> Baselines() const = 0;
 
   // After training: fits what is fitted to the trained head.
@@ -107,6 +110,8 @@ absl::StatusOr<Encoding> EncodeHistory(const Featurizer& featurizer,
 std::vector<const Encoding*> Pointers(const std::vector<Encoding>& encodings);
 std::vector<const Encoding*> Pick(const std::vector<Encoding>& encodings,
                                   absl::Span<const int32_t> numbers);
+// SHA-256 over held-out rows, texts and labels, in their order.
+std::string DigestOf(const Dataset& held_out, const Catalogue& catalogue);
 // Every n-th of `encodings`, at most `count`.
 std::vector<const Encoding*> SpreadOver(const std::vector<Encoding>& encodings,
                                         size_t count);

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <thread>
@@ -116,8 +117,7 @@ class Heartbeat {
   }
   // One beat now. kAborted: the job is another worker's.
   absl::Status Beat() {
-    const absl::StatusOr<bool> cancelled =
-        jobs_.Renew(job(), worker_, lease_);
+    const absl::StatusOr<bool> cancelled = jobs_.Renew(job(), worker_, lease_);
     if (cancelled.ok()) {
       renewed_ = absl::Now();
       if (*cancelled) {
@@ -215,9 +215,8 @@ class ProgressListener : public FineTuneListener {
           static_cast<int64_t>(step.eta_seconds));
     });
   }
-  void OnEpoch(
-      int, double, bool,
-      const std::vector<std::vector<MetricValue>>& metrics) override {
+  void OnEpoch(int, double, bool,
+               const std::vector<std::vector<MetricValue>>& metrics) override {
     heartbeat_.Update([&](v1::TrainingJob& job) {
       job.mutable_progress()->clear_metrics();
       for (size_t head = 0; head < metrics.size(); ++head) {
@@ -259,6 +258,29 @@ absl::StatusOr<int64_t> PublishedBy(const v1::TrainingJob& job,
   return 0;
 }
 
+// What a published version says of the run that made it.
+absl::StatusOr<FineTuneReport> ReportOfVersion(const ModelRegistry& registry,
+                                               const std::string& model,
+                                               int64_t version) {
+  ASSIGN_OR_RETURN(const internal::Manifest manifest,
+                   registry.ReadManifest(model, version));
+  FineTuneReport report;
+  report.version = version;
+  report.folder = registry.VersionFolder(model, version);
+  report.data_digest = manifest.data_digest();
+  for (const internal::Metric& metric : manifest.metrics()) {
+    v1::EvaluationMetric& to = report.metrics.emplace_back();
+    to.set_head(metric.head());
+    to.set_name(metric.name());
+    to.set_value(metric.value());
+    to.set_lower_is_better(metric.lower_is_better());
+    if (!std::isnan(metric.before())) to.set_before(metric.before());
+    if (metric.has_change_low()) to.set_change_low(metric.change_low());
+    if (metric.has_change_high()) to.set_change_high(metric.change_high());
+  }
+  return report;
+}
+
 }  // namespace
 
 absl::Status ResolveWorkerConfig(internal::WorkerConfig* config) {
@@ -278,7 +300,8 @@ absl::Status ResolveWorkerConfig(internal::WorkerConfig* config) {
   };
   if (config->registry().empty()) error("registry", "is required");
   if (config->store().url().empty()) error("store.url", "is required");
-  time("store.lock_timeout", 5, config->mutable_store()->mutable_lock_timeout());
+  time("store.lock_timeout", 5,
+       config->mutable_store()->mutable_lock_timeout());
   time("lease", 30, config->mutable_lease());
   time("poll_interval", 2, config->mutable_poll_interval());
   time("checkpoint_interval", 60, config->mutable_checkpoint_interval());
@@ -339,8 +362,7 @@ void TrainingWorker::Run(const std::atomic<bool>& stop) {
     }
     const absl::Time until = absl::Now() + pause;
     while (!stop && absl::Now() < until) {
-      absl::SleepFor(
-          std::min(absl::Milliseconds(50), until - absl::Now()));
+      absl::SleepFor(std::min(absl::Milliseconds(50), until - absl::Now()));
     }
   }
 }
@@ -453,10 +475,6 @@ struct JobRun {
     options.items = data.items;
     options.tasks = data.tasks;
     options.threads = config.threads();
-    options.checkpoint_folder = JoinPath(folder, kCheckpointFolder);
-    options.checkpoint_seconds =
-        absl::ToDoubleSeconds(FromProto(config.checkpoint_interval()));
-    options.tensorboard_folder = JoinPath(folder, kTensorBoardFolder);
     options.publish = !job.dry_run();
     options.job = job.id();
     options.label_watermark = job.label_watermark();
@@ -511,8 +529,9 @@ absl::Status TrainingWorker::RunJob(v1::TrainingJob job,
   bool cancelled = false, lost = false;
   {
     Heartbeat heartbeat(jobs_, job, name_, FromProto(config_.lease()), stop);
-    report = JobRun{config_, registry_, labels_, jobs_, name_, folder, heartbeat}
-                 .Go(job);
+    report =
+        JobRun{config_, registry_, labels_, jobs_, name_, folder, heartbeat}.Go(
+            job);
     heartbeat.End();
     cancelled = heartbeat.cancelled();
     lost = heartbeat.lost();

@@ -9,7 +9,6 @@
 #include <filesystem>
 #include <system_error>
 
-#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/file.h"
@@ -114,23 +113,42 @@ absl::Status WriteModelFolder(const std::string& folder,
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::unique_ptr<StagedVersion>> StagedVersion::Write(
+    const ModelRegistry& registry, const std::string& model,
+    const NewVersion& version) {
+  RETURN_IF_ERROR(CheckFreeDisk(registry.root(),
+                                SizeOnDisk(version.encoder, version.heads)));
+  ASSIGN_OR_RETURN(const std::string folder, registry.NewStagingFolder(model));
+  std::unique_ptr<StagedVersion> staged(
+      new StagedVersion(registry, model, folder));
+  RETURN_IF_ERROR(WriteModelFolder(folder, version));
+  RETURN_IF_ERROR(
+      Annotate(WriteGolden(folder, version), "reading the version back"));
+  RETURN_IF_ERROR(WriteFile(JoinPath(folder, "manifest.textproto"),
+                            PrintTextProto(version.manifest)));
+  return staged;
+}
+
+StagedVersion::~StagedVersion() {
+  if (published_) return;
+  std::error_code ignored;
+  std::filesystem::remove_all(folder_, ignored);
+}
+
+absl::StatusOr<int64_t> StagedVersion::Publish(
+    const internal::Manifest& manifest) {
+  ASSIGN_OR_RETURN(const int64_t number,
+                   registry_.Publish(model_, folder_, manifest));
+  published_ = true;
+  return number;
+}
+
 absl::StatusOr<int64_t> PublishVersion(const ModelRegistry& registry,
                                        const std::string& model,
                                        const NewVersion& version) {
-  RETURN_IF_ERROR(CheckFreeDisk(registry.root(),
-                                SizeOnDisk(version.encoder, version.heads)));
-  ASSIGN_OR_RETURN(const std::string staging, registry.NewStagingFolder(model));
-  absl::Cleanup remove = [&staging] {
-    std::error_code ignored;
-    std::filesystem::remove_all(staging, ignored);
-  };
-  RETURN_IF_ERROR(WriteModelFolder(staging, version));
-  RETURN_IF_ERROR(
-      Annotate(WriteGolden(staging, version), "reading the version back"));
-  ASSIGN_OR_RETURN(const int64_t number,
-                   registry.Publish(model, staging, version.manifest));
-  std::move(remove).Cancel();
-  return number;
+  ASSIGN_OR_RETURN(const std::unique_ptr<StagedVersion> staged,
+                   StagedVersion::Write(registry, model, version));
+  return staged->Publish(version.manifest);
 }
 
 }  // namespace vitrine

@@ -3,6 +3,7 @@
 // Writes a version's files, reads them back the way the server does, records
 // what they answer, and publishes.
 
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -39,7 +40,38 @@ absl::Status CheckFreeDisk(const std::string& folder, int64_t bytes);
 absl::Status WriteModelFolder(const std::string& folder,
                               const NewVersion& version);
 
-// Returns the version's number. Nothing is left behind when it fails.
+// A version's files in a staging folder of the registry: complete, so that
+// ServableModel::Load takes it (without digests), and served by nobody. Goes
+// away with this object unless it is published.
+class StagedVersion {
+ public:
+  static absl::StatusOr<std::unique_ptr<StagedVersion>> Write(
+      const ModelRegistry& registry, const std::string& model,
+      const NewVersion& version);
+  ~StagedVersion();
+  StagedVersion(const StagedVersion&) = delete;
+  StagedVersion& operator=(const StagedVersion&) = delete;
+
+  const std::string& folder() const { return folder_; }
+
+  // With `manifest` for that of the NewVersion, whose heads it has. Returns the
+  // version's number. At most once.
+  absl::StatusOr<int64_t> Publish(const internal::Manifest& manifest);
+
+ private:
+  StagedVersion(const ModelRegistry& registry, std::string model,
+                std::string folder)
+      : registry_(registry),
+        model_(std::move(model)),
+        folder_(std::move(folder)) {}
+
+  const ModelRegistry registry_;
+  const std::string model_;
+  const std::string folder_;
+  bool published_ = false;
+};
+
+// Both at once. Nothing is left behind when it fails.
 absl::StatusOr<int64_t> PublishVersion(const ModelRegistry& registry,
                                        const std::string& model,
                                        const NewVersion& version);

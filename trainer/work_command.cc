@@ -124,8 +124,9 @@ void AddWorkCommand(CLI::App* app, CommandFunction* run) {
       ->check(CLI::ExistingFile)
       ->type_name("FILE");
   command->add_option("--registry", flags->registry, "Folder of models");
-  command->add_option("--store", flags->store,
-                      "sqlite:PATH or postgresql://USER@HOST/NAME?passfile=FILE")
+  command
+      ->add_option("--store", flags->store,
+                   "sqlite:PATH or postgresql://USER@HOST/NAME?passfile=FILE")
       ->type_name("URL");
   command
       ->add_option("--model", flags->models,
@@ -133,8 +134,7 @@ void AddWorkCommand(CLI::App* app, CommandFunction* run) {
       ->allow_extra_args(false);
   command->add_option("--threads", flags->threads,
                       "Of training; 0: one for each processor");
-  command->add_flag("--once", flags->once,
-                    "Do what is queued, then exit");
+  command->add_flag("--once", flags->once, "Do what is queued, then exit");
   command->add_flag("--check", flags->check,
                     "Check the configuration, list every error, and exit");
   command->footer(kFooter);

@@ -90,6 +90,30 @@ TEST_F(CliTest, InitFitAndImportMakeVersions) {
   EXPECT_THAT(fit.err, HasSubstr("epoch 2 loss"));
   EXPECT_THAT(fit.err, Not(HasSubstr("\033")));  // no bar into a file
 
+  // What the gate refuses is told with its reasons, to people and programs.
+  ASSERT_TRUE(WriteFile(shop_.File("gate.textproto"),
+                        "rules { metric: 'ndcg@10' bound: 1.5 }")
+                  .ok());
+  const std::string again = absl::StrCat(
+      FitArguments(1), " --gate ", shop_.File("gate.textproto"), " --json");
+  const Result rejected = Call(again);
+  EXPECT_EQ(rejected.exit_code, 1);
+  const auto verdict = nlohmann::json::parse(rejected.out);
+  EXPECT_EQ(verdict["version"], 0);
+  EXPECT_EQ(verdict["rejected"], true);
+  EXPECT_THAT(std::string(verdict["rejections"][0]),
+              HasSubstr("below the bound 1.5"));
+  EXPECT_THAT(rejected.err, HasSubstr("the gate rejects it:\n  relevance"));
+  EXPECT_THAT(rejected.err, HasSubstr("nothing was published"));
+  ASSERT_TRUE(WriteFile(shop_.File("gate.textproto"), "rule {}").ok());
+  EXPECT_THAT(Call(again).err, HasSubstr("gate.textproto"));
+  ASSERT_TRUE(WriteFile(shop_.File("gate.textproto"), "").ok());
+  const Result dry = Call(again + " --dry-run");
+  EXPECT_EQ(dry.exit_code, 0) << dry.err;
+  EXPECT_THAT(dry.err, HasSubstr("the gate passes it"));
+  EXPECT_EQ(nlohmann::json::parse(dry.out)["version"], 0);
+  EXPECT_EQ(ModelRegistry(shop_.registry()).ListVersions("shop")->size(), 1);
+
   ASSERT_TRUE(testing::WriteTinyModel(shop_.File("hf")).ok());
   const Result import =
       Call(absl::StrCat("import --from ", shop_.File("hf"), " --out ",
