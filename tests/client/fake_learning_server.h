@@ -3,6 +3,7 @@
 // A FeedbackService and an AdminService in this process, on a free port, that
 // keep what they were sent.
 
+#include <grpc/grpc.h>
 #include <grpcpp/grpcpp.h>
 
 #include <chrono>
@@ -21,6 +22,9 @@ class FakeLearningServer : public v1::FeedbackService::Service,
                            public v1::AdminService::Service {
  public:
   FakeLearningServer() {
+    // Keeps gRPC for the life of the process: to shut it down between tests can
+    // take seconds, until a thread of its own looks up.
+    grpc_init();
     grpc::ServerBuilder builder;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(),
                              &port_);
