@@ -382,7 +382,7 @@ absl::StatusOr<ModelManager::Activated> ModelManager::Activate(
   wake_.NotifyAll();
   while (!request->done && !stopping_) answered_.Wait(mu_);
   if (!request->done) return absl::UnavailableError("the server is stopping");
-  return request->result;
+  return std::move(request->result);
 }
 
 void ModelManager::StopActivations() {
@@ -423,11 +423,11 @@ void ModelManager::Work() {
       }
     }
     if (request != nullptr) {
-      const absl::StatusOr<Activated> result =
+      absl::StatusOr<Activated> result =
           ActivateNow(slots_[request->index], request->index, request->version);
       {
         MutexLock lock(mu_);
-        request->result = result;
+        request->result = std::move(result);
         request->done = true;
       }
       answered_.NotifyAll();

@@ -9,7 +9,8 @@
 #   build    build/release, compiled first so that an error shows at once
 #   asan     AddressSanitizer and UndefinedBehaviorSanitizer over all test
 #            binaries (build/asan)
-#   tsan     ThreadSanitizer over pools, batcher and model manager (build/tsan)
+#   tsan     ThreadSanitizer over pools, batcher, model manager and label writer
+#            (build/tsan)
 #   fuzz     each fuzzer for some seconds (build/fuzz)
 #   release  every test of build/release; its summary ends the output
 #
@@ -26,7 +27,7 @@ for argument in "$@"; do
   case $argument in
   --quick) quick=1 ;;
   -h | --help)
-    sed -n '2,20s/^# \{0,1\}//p' "$0"
+    sed -n '2,21s/^# \{0,1\}//p' "$0"
     exit 0
     ;;
   *)
@@ -100,7 +101,7 @@ asan() {
 # reports: what has locks of ours runs without them.
 tsan() {
   build tsan base_tests server_tests &&
-    GTEST_FILTER='*ThreadPool*:*Batcher*:*ModelManager*:*VectorCache*' \
+    GTEST_FILTER='*ThreadPool*:*Batcher*:*ModelManager*:*Activation*:*LabelWriter*:*VectorCache*' \
       TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 \
       check tsan -R '^(base|server)$'
 }
