@@ -475,6 +475,9 @@ struct JobRun {
     options.items = data.items;
     options.tasks = data.tasks;
     options.threads = config.threads();
+    options.checkpoint_folder = JoinPath(folder, kCheckpointFolder);
+    options.checkpoint_seconds =
+        absl::ToDoubleSeconds(FromProto(config.checkpoint_interval()));
     options.publish = !job.dry_run();
     options.job = job.id();
     options.label_watermark = job.label_watermark();
