@@ -28,6 +28,7 @@
 #include "trainer/optimizer.h"
 #include "trainer/serving_check.h"
 #include "trainer/source_model.h"
+#include "trainer/tensorboard_writer.h"
 #include "trainer/training_state.h"
 #include "trainer/version_writer.h"
 
@@ -41,6 +42,8 @@ constexpr char kCreatedBy[] = "vitrine-trainer 0.1.0";
 constexpr size_t kGoldenPerHead = 4;
 constexpr size_t kLatencySamples = 8;  // of each head
 constexpr double kLossSmoothing = 0.98;
+// Points of a curve: a step of a small model takes milliseconds.
+constexpr int64_t kPlotSteps = 5;
 
 double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -104,6 +107,8 @@ class Run {
   absl::StatusOr<std::string> Fingerprint() const;
   std::vector<StateFile> StateFiles();
   absl::Status Resume();
+  void Plot(int64_t step,
+            const std::vector<TensorBoardWriter::Scalar>& scalars);
   void SaveState();
   void SaveStateWhenDue();
   absl::Status Train();
@@ -169,7 +174,9 @@ class Run {
 
   std::unique_ptr<TrainingStateStore> states_;  // null: no checkpoints
   Clock::time_point start_, saved_;
-  bool best_changed_ = true;  // since the last checkpoint
+  bool best_changed_ = true;                  // since the last checkpoint
+  std::unique_ptr<TensorBoardWriter> plots_;  // null: none, or it failed
+  double gradient_norm_ = 0;                  // of the last step
 
   FineTuneReport report_;
 };
@@ -357,6 +364,7 @@ absl::Status Run::Step(const TrainingBatch& batch, double* loss) {
         "head ", task.head().name(), ": the gradient became ", norm,
         " at step ", step_ + 1, "; a lower --learning-rate may help"));
   }
+  gradient_norm_ = norm;
   const double scale =
       options_.clip > 0 && norm > options_.clip ? options_.clip / norm : 1;
   optimizer_->Step(
@@ -376,9 +384,9 @@ absl::StatusOr<std::string> Run::Fingerprint() const {
     absl::StrAppendFormat(&text, "|%.17g", value);
   }
   for (const int64_t value :
-       {int64_t{o.sgd}, static_cast<int64_t>(o.schedule),
-        int64_t{o.batch_size}, int64_t{o.batch_tokens}, int64_t{o.epochs},
-        int64_t{o.patience}, int64_t{o.freeze}, static_cast<int64_t>(o.seed),
+       {int64_t{o.sgd}, static_cast<int64_t>(o.schedule), int64_t{o.batch_size},
+        int64_t{o.batch_tokens}, int64_t{o.epochs}, int64_t{o.patience},
+        int64_t{o.freeze}, static_cast<int64_t>(o.seed),
         int64_t{o.targets_per_user}, int64_t{report_.bf16},
         int64_t{workers_->count()}, int64_t{at::get_num_threads()}}) {
     absl::StrAppend(&text, "|", value);
@@ -456,9 +464,8 @@ absl::Status Run::Resume() {
     if (absl::IsNotFound(loaded)) return absl::OkStatus();
     Log(LogLevel::kWarning, "checkpoint_not_used",
         {{"folder", options_.checkpoint_folder}, {"reason", loaded}});
-    report_.warnings.push_back(
-        absl::StrCat("training starts from the beginning: ",
-                     std::string(loaded.message())));
+    report_.warnings.push_back(absl::StrCat(
+        "training starts from the beginning: ", std::string(loaded.message())));
     return absl::OkStatus();
   }
   // Its digest was right: it is as SaveState made it.
@@ -496,6 +503,16 @@ absl::Status Run::Resume() {
   Log(LogLevel::kInfo, "training_resumed",
       {{"folder", options_.checkpoint_folder}, {"step", step_}});
   return absl::OkStatus();
+}
+
+// A plot is not worth the run: the first error is told, and there are no more.
+void Run::Plot(int64_t step,
+               const std::vector<TensorBoardWriter::Scalar>& scalars) {
+  if (plots_ == nullptr) return;
+  const absl::Status written = plots_->Write(step, scalars);
+  if (written.ok()) return;
+  Log(LogLevel::kWarning, "plots_end", {{"error", written}});
+  plots_.reset();
 }
 
 // A checkpoint that cannot be written costs the work since the one before,
@@ -566,6 +583,17 @@ absl::Status Run::TrainEpoch(std::vector<TrainingBatch> batches) {
     smoothed_loss_ = step_ == 1 ? loss
                                 : kLossSmoothing * smoothed_loss_ +
                                       (1 - kLossSmoothing) * loss;
+    if (step_ % kPlotSteps == 0 || step_ == 1) {
+      Plot(step_, {{"training/loss", loss},
+                   {"training/smoothed_loss", smoothed_loss_},
+                   {"training/learning_rate",
+                    options_.learning_rate *
+                        RateFactor(options_.schedule, options_.warmup,
+                                   step_ - 1, total_steps_)},
+                   {"training/gradient_norm", gradient_norm_},
+                   {"training/examples_per_second",
+                    examples_done_ / training_seconds_}});
+    }
     SaveStateWhenDue();
     StepProgress progress;
     progress.epoch = epoch_;
@@ -632,9 +660,9 @@ absl::Status Run::Train() {
   keep_random();
   while (!is_over()) {
     std::vector<TrainingBatch> batches = make();
-    total_steps_ = step_ - epoch_step_ +
-                   static_cast<int64_t>(batches.size()) *
-                       (options_.epochs - epoch_ + 1);
+    total_steps_ =
+        step_ - epoch_step_ +
+        static_cast<int64_t>(batches.size()) * (options_.epochs - epoch_ + 1);
     const auto steps = static_cast<double>(batches.size());
     RETURN_IF_ERROR(TrainEpoch(std::move(batches)));
     report_.epochs = epoch_;
@@ -657,6 +685,17 @@ absl::Status Run::Train() {
     } else {
       ++without_gain_;
     }
+    std::vector<TensorBoardWriter::Scalar> scalars = {
+        {"epoch/loss", epoch_loss_ / steps}};
+    for (size_t i = 0; i < metrics.size(); ++i) {
+      for (const MetricValue& metric : metrics[i]) {
+        scalars.emplace_back(
+            absl::StrCat("validation/", tasks_[i]->head().name(), "/",
+                         metric.name),
+            metric.value);
+      }
+    }
+    Plot(step_, scalars);
     listener_->OnEpoch(epoch_, epoch_loss_ / steps, gain, metrics);
     ++epoch_;
     epoch_step_ = 0;
@@ -915,6 +954,10 @@ absl::StatusOr<FineTuneReport> Run::Go() {
   RETURN_IF_ERROR(MakeTasks());
   MakeOptimizer();
   RETURN_IF_ERROR(Resume());
+  if (!options_.tensorboard_folder.empty()) {
+    ASSIGN_OR_RETURN(
+        plots_, TensorBoardWriter::Create(options_.tensorboard_folder, step_));
+  }
   listener_->OnStart(report_);
   RETURN_IF_ERROR(Train());
   listener_->OnJudge();

@@ -85,6 +85,9 @@ struct FineTuneOptions {
   // Between two checkpoints, but for those that end an epoch.
   double checkpoint_seconds = 60;
   int64_t checkpoint_steps = 0;  // so many steps too; 0: by time alone
+
+  // Where TensorBoard's events go; empty: nowhere.
+  std::string tensorboard_folder;
 };
 
 struct HeadReport {

@@ -184,7 +184,8 @@ void Resolve(const CLI::App& command, FitFlags* flags) {
   for (const CLI::Option* const option : command.get_options()) {
     // How a run is watched and kept is no part of what it makes.
     const std::string name = option->get_name();
-    if (option->count() == 0 || name == "--json" || name == "--checkpoint") {
+    if (option->count() == 0 || name == "--json" || name == "--checkpoint" ||
+        name == "--tensorboard") {
       continue;
     }
     for (const std::string& value : option->results()) {
@@ -381,6 +382,10 @@ void AddFitCommand(CLI::App* app, CommandFunction* run) {
                       "Keep the run's state in this folder, every minute, "
                       "after each epoch and at Ctrl-C; the same command goes "
                       "on from it. Removed when the version is published");
+  command->add_option(
+      "--tensorboard", o->tensorboard_folder,
+      "Write curves of the loss, its rate and gradients, and of "
+      "the metrics, as TensorBoard events into this folder");
   command->add_flag("--json", flags->json,
                     "One line of JSON on standard output, the rest on "
                     "standard error");

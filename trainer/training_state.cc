@@ -141,8 +141,7 @@ absl::Status TrainingStateStore::Save(internal::TrainingState state,
     ASSIGN_OR_RETURN(*digest->mutable_sha256(), Sha256OfFile(to));
   }
   state.set_digest(DigestOf(state));
-  RETURN_IF_ERROR(
-      WriteFile(JoinPath(path, kStateFile), PrintTextProto(state)));
+  RETURN_IF_ERROR(WriteFile(JoinPath(path, kStateFile), PrintTextProto(state)));
   RETURN_IF_ERROR(SyncFolder(path));
   const std::vector<int64_t> numbers = Numbers(folder_);
   const std::string final_path =
@@ -219,9 +218,8 @@ absl::Status TrainingStateStore::Load(internal::TrainingState* state,
     }
     if (!std::exchange(first, false)) continue;
     // A file that is not there is damage here.
-    newest = absl::IsNotFound(status)
-                 ? absl::DataLossError(status.message())
-                 : status;
+    newest = absl::IsNotFound(status) ? absl::DataLossError(status.message())
+                                      : status;
   }
   return newest;
 }

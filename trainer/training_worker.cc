@@ -478,6 +478,7 @@ struct JobRun {
     options.checkpoint_folder = JoinPath(folder, kCheckpointFolder);
     options.checkpoint_seconds =
         absl::ToDoubleSeconds(FromProto(config.checkpoint_interval()));
+    options.tensorboard_folder = JoinPath(folder, kTensorBoardFolder);
     options.publish = !job.dry_run();
     options.job = job.id();
     options.label_watermark = job.label_watermark();
