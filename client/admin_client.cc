@@ -29,7 +29,10 @@ AdminClient::~AdminClient() = default;
 
 absl::StatusOr<std::unique_ptr<AdminClient>> AdminClient::Create(
     const ClientOptions& options, const std::string& token) {
-  ASSIGN_OR_RETURN(std::shared_ptr<grpc::Channel> channel, NewChannel(options));
+  // To start or activate once more is for the caller to decide.
+  ClientOptions once = options;
+  once.retry.max_attempts = 1;
+  ASSIGN_OR_RETURN(std::shared_ptr<grpc::Channel> channel, NewChannel(once));
   return std::unique_ptr<AdminClient>(new AdminClient(
       std::make_unique<Impl>(options, std::move(channel), token)));
 }

@@ -15,6 +15,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "base/file.h"
@@ -64,11 +65,11 @@ std::string TimeText(const google::protobuf::Timestamp& time) {
                           absl::LocalTimeZone());
 }
 
-// "TRAINING_JOB_STATE_QUEUED" as "queued".
+// "TRAINING_JOB_STATE_QUEUED" as "queued"; a newer server's as its number.
 std::string StateText(v1::TrainingJobState state) {
-  constexpr absl::string_view kPrefix = "TRAINING_JOB_STATE_";
-  return absl::AsciiStrToLower(
-      v1::TrainingJobState_Name(state).substr(kPrefix.size()));
+  const std::string name = v1::TrainingJobState_Name(state);
+  if (name.empty()) return absl::StrCat(static_cast<int>(state));
+  return absl::AsciiStrToLower(absl::StripPrefix(name, "TRAINING_JOB_STATE_"));
 }
 
 bool HasEnded(const v1::TrainingJob& job) {

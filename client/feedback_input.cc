@@ -176,9 +176,8 @@ absl::StatusOr<std::vector<v1::Feedback>> ParseFeedback(
   ASSIGN_OR_RETURN(std::vector<v1::Feedback> entries, FromRow(row, input));
   std::string id =
       Sha256(absl::StrCat(input.head, "\n", content)).substr(0, kIdCharacters);
-  if (const auto own = row.find("feedback_id");
-      own != row.end() && own->is_string()) {
-    id = own->get<std::string>();
+  if (row.contains("feedback_id")) {
+    ASSIGN_OR_RETURN(id, TextOf(row, "feedback_id"));
   }
   for (size_t i = 0; i < entries.size(); ++i) {
     if (!entries[i].feedback_id().empty()) continue;

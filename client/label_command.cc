@@ -3,9 +3,12 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <deque>
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -22,8 +25,10 @@ namespace vitrine {
 namespace {
 
 constexpr char kName[] = "label import";
-// Rows in a message. Each is one transaction of the server's.
+// Entries in a message, and their bytes, about. Each message is a commit of
+// the server's.
 constexpr int kBatch = 500;
+constexpr size_t kBatchBytes = 1 << 20;
 // No import should end for its length.
 constexpr absl::Duration kImportTimeout = absl::Hours(24);
 
@@ -126,20 +131,27 @@ ExitCode Import(const GlobalOptions& globals, const ImportFlags& flags) {
   Progress progress;
   int64_t sent = 0;
   absl::Status bad_row;
+  std::deque<v1::Feedback> waiting;  // of the last row; it may be many
   const auto next =
       [&](v1::ImportFeedbackRequest* request) -> absl::StatusOr<bool> {
     request->set_model(globals.model);
     std::string line;
-    while (request->feedback_size() < kBatch && (*reader)->Next(&line)) {
+    size_t bytes = 0;
+    while (request->feedback_size() < kBatch && bytes < kBatchBytes) {
+      if (!waiting.empty()) {
+        bytes += waiting.front().ByteSizeLong();
+        *request->add_feedback() = std::move(waiting.front());
+        waiting.pop_front();
+        continue;
+      }
+      if (!(*reader)->Next(&line)) break;
       absl::StatusOr<std::vector<v1::Feedback>> entries =
           ParseFeedback(line, *input);
       if (!entries.ok()) {
         bad_row = (*reader)->At(entries.status());
         return bad_row;
       }
-      for (v1::Feedback& entry : *entries) {
-        *request->add_feedback() = std::move(entry);
-      }
+      for (v1::Feedback& entry : *entries) waiting.push_back(std::move(entry));
     }
     sent += request->feedback_size();
     progress.Show(sent);
@@ -163,36 +175,32 @@ void AddLabelCommand(CLI::App& app, GlobalOptions& globals, int* exit_code) {
   CLI::App* const label =
       app.add_subcommand("label", "Store labels and shoppers' events");
   label->require_subcommand(1);
-  CLI::App* const import = label->add_subcommand(
+  CLI::App* const load = label->add_subcommand(
       "import", "Send a file of rows to the server's label store");
   const auto flags = std::make_shared<ImportFlags>();
-  import->add_option("file", flags->file, "JSON lines, or - for standard input")
+  load->add_option("file", flags->file, "JSON lines, or - for standard input")
       ->required()
       ->type_name("FILE");
-  import
-      ->add_option("--items", flags->items,
+  load->add_option("--items", flags->items,
                    "Products that rows name by id, JSON lines")
       ->type_name("FILE");
-  import
-      ->add_option("--grades", flags->grades,
+  load->add_option("--grades", flags->grades,
                    "The grades that mean 0 and 1, in rows with query and grade")
       ->type_name("MIN:MAX")
       ->capture_default_str();
-  import->add_option("--head", flags->head,
-                     "The classification head that rows with text and label "
-                     "are for");
+  load->add_option("--head", flags->head,
+                   "The classification head that rows with text and label "
+                   "are for");
   std::vector<std::string> events;
   for (const auto& [name, type] : Events()) events.push_back(name);
-  import
-      ->add_option("--event", flags->event,
+  load->add_option("--event", flags->event,
                    "What the shopper did, in rows with user_id and items")
       ->check(CLI::IsMember(events))
       ->capture_default_str();
-  import->callback([&globals, exit_code, flags] {
-    *exit_code = Import(globals, *flags);
-});
-import->footer(
-    R"(A row is a vitrine.v1.Feedback in protobuf's JSON form, or one of these:
+  load->callback(
+      [&globals, exit_code, flags] { *exit_code = Import(globals, *flags); });
+  load->footer(
+      R"(A row is a vitrine.v1.Feedback in protobuf's JSON form, or one of these:
   {"query", "grade", "item_id" or the item's fields}
   {"user_id", "items": [id, ..], "categories": [..]}
   {"user_id", "items": [id, ..]}
@@ -206,6 +214,6 @@ Examples:
   vitrine label import judgements.jsonl --items items.jsonl --grades 0:3
   zcat events.jsonl.gz | vitrine label import -
   vitrine label import reviews.jsonl --head spam)");
-}  // namespace vitrine
+}
 
 }  // namespace vitrine

@@ -293,8 +293,18 @@ class AdminService : public RawService {
                      parts_.registry.ListVersions(model));
     std::sort(versions.rbegin(), versions.rend());
     for (const int64_t version : versions) {
-      ASSIGN_OR_RETURN(*response->add_versions(),
-                       ReadVersion(model, version, /*whole=*/false));
+      absl::StatusOr<v1::RegisteredVersion> read =
+          ReadVersion(model, version, /*whole=*/false);
+      v1::RegisteredVersion& listed = *response->add_versions();
+      if (read.ok()) {
+        listed = *std::move(read);
+        continue;
+      }
+      // One that is damaged must not hide the others.
+      listed.set_model(model);
+      listed.set_version(version);
+      listed.set_description(
+          absl::StrCat("cannot be read: ", read.status().message()));
     }
     return absl::OkStatus();
   }
@@ -368,11 +378,12 @@ class AdminService : public RawService {
     event.set_detail(activated.ok()
                          ? absl::StrCat("was ", activated->previous)
                          : std::string(activated.status().message()));
-    Log(LogLevel::kInfo, "admin",
+    Log(activated.ok() ? LogLevel::kInfo : LogLevel::kError, "admin",
         {{"action", event.action()},
          {"actor", event.actor()},
          {"model", model},
-         {"version", version}});
+         {"version", version},
+         {"detail", event.detail()}});
     if (parts_.jobs != nullptr) {
       const absl::Status audited = parts_.jobs->Audit(event);
       if (!audited.ok()) {

@@ -174,8 +174,15 @@ void CheckAdmin(ServerConfig* config, Checker* check) {
 void CheckStore(ServerConfig* config, Checker* check) {
   if (config->has_store()) {
     internal::StoreConfig& store = *config->mutable_store();
-    if (store.url().empty())
+    if (store.url().empty()) {
       check->Error("store.url", "is required with store");
+    } else if (!absl::StartsWith(store.url(), "sqlite:") &&
+               !absl::StartsWith(store.url(), "postgresql://") &&
+               !absl::StartsWith(store.url(), "postgres://")) {
+      // Not quoted: it may hold what should not be in a log.
+      check->Error("store.url",
+                   "begins with neither sqlite: nor postgresql://");
+    }
     check->Time("store.lock_timeout", absl::Seconds(5), false,
                 store.mutable_lock_timeout());
     store.set_max_waiting(check->Number(

@@ -10,7 +10,6 @@
 namespace vitrine {
 namespace {
 
-constexpr size_t kMaxIdBytes = 128;
 constexpr size_t kMaxHeadBytes = 64;
 // Hosts' clocks differ.
 constexpr absl::Duration kClockSkew = absl::Minutes(5);
@@ -24,9 +23,16 @@ absl::Status Needed(absl::string_view field) {
 }
 
 absl::Status CheckId(absl::string_view field, const std::string& id) {
-  if (id.size() <= kMaxIdBytes) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(field, ": ", id.size(), " bytes > ", kMaxIdBytes));
+  if (id.size() > kMaxFeedbackIdBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, ": ", id.size(), " bytes > ", kMaxFeedbackIdBytes));
+  }
+  // Databases end a text at its first NUL: two ids would be one.
+  if (id.find('\0') != std::string::npos) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, ": ", Quoted(id), " holds a NUL"));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckItem(const RequestChecks& checks, const std::string& path,

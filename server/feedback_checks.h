@@ -9,6 +9,8 @@
 
 namespace vitrine {
 
+inline constexpr size_t kMaxFeedbackIdBytes = 128;
+
 // kInvalidArgument names the field and its value. Texts are checked for
 // presence and size, an item for an id or a title.
 absl::Status CheckFeedback(const RequestChecks& checks, absl::Time now,

@@ -1,5 +1,6 @@
 #include "server/feedback_service.h"
 
+#include <atomic>
 #include <set>
 #include <string>
 #include <utility>
@@ -67,7 +68,9 @@ class Batch {
     for (int i = 0; i < entries_->size(); ++i) {
       v1::FeedbackResult result;
       result.set_index(i);
-      result.set_feedback_id((*entries_)[i].feedback_id());
+      // One that is far too long would come back a hundred times in an import.
+      const std::string& id = (*entries_)[i].feedback_id();
+      if (id.size() <= kMaxFeedbackIdBytes) result.set_feedback_id(id);
       if (!errors_[i].ok()) {
         result.set_outcome(v1::FEEDBACK_OUTCOME_REJECTED);
         *result.mutable_error() = ToRpcStatus(errors_[i]);
@@ -138,27 +141,31 @@ class Import : public grpc::ServerReadReactor<grpc::ByteBuffer>,
     ReadOn();
   }
 
-  // Ends it unless a batch of it is being checked or committed.
+  // Ends it unless a batch of it is being checked or committed; then it ends
+  // with that.
   void StopIfIdle() {
     {
       MutexLock lock(mu_);
-      if (!reading_) return;
+      if (!reading_ || ended_) return;
+      // At once with the look at reading_: a batch that arrives now must find
+      // that it comes too late.
+      ended_ = true;
     }
-    End(absl::UnavailableError("the server is stopping"));
+    Answer(Stopping());
   }
+
+  void OnCancel() override { cancelled_ = true; }
 
   void OnReadDone(bool ok) override {
     {
       MutexLock lock(mu_);
       reading_ = false;
+      if (ended_) return;
     }
     if (!ok) {
       // The end of the stream, or its cancellation.
-      End(absl::OkStatus());
-      return;
-    }
-    if (parts_.rpc.stopping()) {
-      End(absl::UnavailableError("the server is stopping"));
+      End(cancelled_ ? absl::CancelledError("the caller cancelled")
+                     : absl::OkStatus());
       return;
     }
     if (!parts_.rpc.Post([this] { Process(); })) {
@@ -221,20 +228,28 @@ class Import : public grpc::ServerReadReactor<grpc::ByteBuffer>,
     });
     read_ += request_.feedback_size();
     request_.Clear();
-    if (parts_.rpc.stopping()) {
-      End(absl::UnavailableError("the server is stopping"));
-      return;
-    }
     ReadOn();
   }
 
   void ReadOn() {
     const std::shared_ptr<Import> alive = shared_from_this();
-    // Held across the start, so that no read comes after Finish.
-    MutexLock lock(mu_);
-    if (ended_) return;
-    reading_ = true;
-    StartRead(&bytes_);
+    {
+      // Held across the start, so that no read comes after Finish; and across
+      // the look at stopping(), so that StopIfIdle finds it reading or it finds
+      // the server stopping.
+      MutexLock lock(mu_);
+      if (ended_) return;
+      if (!parts_.rpc.stopping()) {
+        reading_ = true;
+        StartRead(&bytes_);
+        return;
+      }
+    }
+    End(Stopping());
+  }
+
+  static absl::Status Stopping() {
+    return absl::UnavailableError("the server is stopping");
   }
 
   void End(const absl::Status& status) {
@@ -243,6 +258,11 @@ class Import : public grpc::ServerReadReactor<grpc::ByteBuffer>,
       if (ended_) return;
       ended_ = true;
     }
+    Answer(status);
+  }
+
+  // Once, by whoever set ended_.
+  void Answer(const absl::Status& status) {
     if (status.ok()) {
       bool own = false;
       (void)grpc::SerializationTraits<google::protobuf::Message>::Serialize(
@@ -258,6 +278,8 @@ class Import : public grpc::ServerReadReactor<grpc::ByteBuffer>,
   const absl::Time arrival_;
   grpc::ByteBuffer& response_bytes_;  // gRPC's
   OpenImports& open_;
+
+  std::atomic<bool> cancelled_{false};
 
   Mutex mu_;
   bool reading_ ABSL_GUARDED_BY(mu_) = false;  // waits for its caller

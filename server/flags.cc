@@ -36,16 +36,26 @@ CONFIGURATION
   The whole is checked before anything starts, and every error is listed.
 
 PORTS
-  gRPC (--listen): vitrine.v1.InferenceService, grpc.health.v1.Health for "" and
-  "vitrine.v1.InferenceService", and server reflection. HTTP (--metrics-listen):
-  /metrics for Prometheus. Port 0 picks a free one; --port-file tells which.
+  gRPC (--listen): vitrine.v1.InferenceService and FeedbackService,
+  grpc.health.v1.Health for "" and the services' names, and server reflection.
+  gRPC (--admin-listen; off unless given): vitrine.v1.AdminService, for callers
+  with the token of --admin-token-file, health and reflection. HTTP
+  (--metrics-listen): /metrics for Prometheus. Port 0 picks a free one;
+  --port-file tells which.
 
 VERSIONS
   A model serves the version its configuration names, or else the one in
   REGISTRY/MODEL/CURRENT, or else the newest that loads, which is then written
   to CURRENT. A change of CURRENT is noticed within --poll-interval: the new
   version is loaded beside the old one and swapped in; one that does not load
-  leaves the old one serving.
+  leaves the old one serving. AdminService activates a version and rolls back;
+  with "activation: ACTIVATION_AUTOMATIC" in the model's configuration the server
+  activates what a training job publishes.
+
+LEARNING
+  With --store, FeedbackService keeps labels in a database, and AdminService
+  queues training jobs there, which `vitrine-trainer work` does. An SQLite file
+  is made where there is none.
 
 SIGNALS
   SIGTERM, SIGINT  report NOT_SERVING, take no more calls, let those in flight
@@ -62,6 +72,8 @@ EXAMPLES
   vitrine-server --config /etc/vitrine/server.textproto --check
   vitrine-server --registry models --model shop:12 --listen 127.0.0.1:0 \
       --port-file /tmp/ports
+  vitrine-server --registry models --store sqlite:/var/lib/vitrine/store.db \
+      --admin-listen 127.0.0.1:8501 --admin-token-file /etc/vitrine/admin.token
 )";
 
 // "20s", "500ms", "1m30s".
@@ -108,7 +120,8 @@ CommandLine ParseCommandLine(int argc, const char* const* argv) {
   app.get_formatter()->column_width(34);
 
   std::string config_file, registry, default_model, listen, metrics_listen,
-      port_file, certificate, key, client_ca, drain_timeout, poll_interval;
+      port_file, certificate, key, client_ca, drain_timeout, poll_interval,
+      store, admin_listen, admin_token_file;
   std::vector<std::string> fields, models;
   internal::Device device = internal::DEVICE_AUTO;
   internal::Dtype dtype = internal::DTYPE_AUTO;
@@ -164,8 +177,8 @@ CommandLine ParseCommandLine(int argc, const char* const* argv) {
           "HOST:PORT");
   CLI::Option* o_port_file =
       add("--port-file", port_file,
-          "Written once the server serves: the gRPC and the metrics port, one "
-          "a line [port_file]",
+          "Written once the server serves: the gRPC, metrics and admin ports, "
+          "one a line, 0 where there is none [port_file]",
           "FILE");
   CLI::Option* o_certificate =
       add("--tls-certificate", certificate,
@@ -177,6 +190,21 @@ CommandLine ParseCommandLine(int argc, const char* const* argv) {
       add("--tls-client-ca", client_ca,
           "PEM; clients must show a certificate signed by it "
           "[tls.client_ca_file]",
+          "FILE");
+
+  app.option_defaults()->group("Learning");
+  CLI::Option* o_store =
+      add("--store", store,
+          "Database of labels and training jobs, sqlite:PATH or "
+          "postgresql://USER@HOST/NAME?passfile=FILE [store.url]",
+          "URL");
+  CLI::Option* o_admin_listen =
+      add("--admin-listen", admin_listen,
+          "gRPC address of AdminService [admin.listen]", "HOST:PORT");
+  CLI::Option* o_admin_token =
+      add("--admin-token-file", admin_token_file,
+          "Its first line is the token that admins must send, 16 characters or "
+          "more [admin.token_file]",
           "FILE");
 
   app.option_defaults()->group("Engine");
@@ -286,6 +314,11 @@ CommandLine ParseCommandLine(int argc, const char* const* argv) {
   if (given(o_key)) config.mutable_tls()->set_key_file(key);
   if (given(o_client_ca)) {
     config.mutable_tls()->set_client_ca_file(client_ca);
+  }
+  if (given(o_store)) config.mutable_store()->set_url(store);
+  if (given(o_admin_listen)) config.mutable_admin()->set_listen(admin_listen);
+  if (given(o_admin_token)) {
+    config.mutable_admin()->set_token_file(admin_token_file);
   }
   if (given(o_device)) config.mutable_engine()->set_device(device);
   if (given(o_dtype)) config.mutable_engine()->set_dtype(dtype);

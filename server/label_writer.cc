@@ -14,6 +14,8 @@ namespace {
 // nothing and keep the callers of the first groups waiting.
 constexpr int64_t kMaxTransaction = 4000;
 constexpr absl::Duration kRetryDelay = absl::Milliseconds(200);
+// Somebody has to make room.
+constexpr absl::Duration kFullDiskRetryDelay = absl::Seconds(30);
 
 }  // namespace
 
@@ -85,11 +87,6 @@ void LabelWriter::Work() {
       groups = TakeGroups();
     }
     Write(groups);
-    int64_t entries = 0;
-    for (const Group& group : groups) entries += group.entries.size();
-    MutexLock lock(mu_);
-    waiting_ -= entries;
-    metrics_.feedback_waiting().Set(static_cast<double>(waiting_));
   }
 }
 
@@ -99,10 +96,19 @@ void LabelWriter::Write(std::vector<Group>& groups) {
     all.insert(all.end(), group.entries.begin(), group.entries.end());
   }
   const absl::Time start = absl::Now();
-  const absl::StatusOr<std::vector<LabelStore::Outcome>> outcomes =
+  absl::StatusOr<std::vector<LabelStore::Outcome>> outcomes =
       store_.Add(groups.front().model, all, start);
+  if (absl::IsResourceExhausted(outcomes.status())) {
+    outcomes = WithRetryDelay(outcomes.status(), kFullDiskRetryDelay);
+  }
   metrics_.feedback_commit_seconds().Observe(
       absl::ToDoubleSeconds(absl::Now() - start));
+  {
+    // Before the callers hear of it: they may come with more at once.
+    MutexLock lock(mu_);
+    waiting_ -= static_cast<int64_t>(all.size());
+    metrics_.feedback_waiting().Set(static_cast<double>(waiting_));
+  }
   size_t next = 0;
   for (Group& group : groups) {
     if (!outcomes.ok()) {

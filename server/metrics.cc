@@ -161,7 +161,7 @@ Metrics::Metrics()
       model_version_(Gauges(*registry_, "vitrine_model_version",
                             "The version in service; 0 before the first.")),
       load_failures_(Counters(*registry_, "vitrine_model_load_failures_total",
-                              "Versions that could not be loaded.")),
+                              "Versions that could not be loaded or activated.")),
       swaps_(Counters(*registry_, "vitrine_model_swaps_total",
                       "Versions that came into service.")),
       calls_in_flight_(

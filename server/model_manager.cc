@@ -215,14 +215,7 @@ absl::StatusOr<ModelManager::ServedPtr> ModelManager::Load(const Slot& slot,
       metrics_, slot.name, served->version, UsesOf(**model), took);
   served->model = *std::move(model);
   served->serving_since = options_.now();
-  Log(LogLevel::kInfo, "model_serving",
-      {{"model", slot.name},
-       {"version", version},
-       {"previous", slot.serving},
-       {"seconds", absl::ToDoubleSeconds(took)},
-       {"engine", served->model->engine().name()},
-       {"device", served->model->engine().device()},
-       {"dtype", served->model->engine().dtype()}});
+  served->load_time = took;
   return served;
 }
 
@@ -230,6 +223,14 @@ void ModelManager::Swap(Slot& slot, int index, ServedPtr served,
                         int64_t version) {
   metrics_.model_version(slot.name).Set(static_cast<double>(version));
   metrics_.swaps(slot.name).Increment();
+  Log(LogLevel::kInfo, "model_serving",
+      {{"model", slot.name},
+       {"version", version},
+       {"previous", slot.serving},
+       {"seconds", absl::ToDoubleSeconds(served->load_time)},
+       {"engine", served->model->engine().name()},
+       {"device", served->model->engine().device()},
+       {"dtype", served->model->engine().dtype()}});
   slot.serving = version;
   slot.failed = 0;
   {
@@ -273,9 +274,17 @@ absl::StatusOr<ModelManager::Activated> ModelManager::ActivateNow(
     }
     served = *std::move(loaded);
   }
+  {
+    // Whoever waited has been told that nothing came of it.
+    MutexLock lock(mu_);
+    if (stopping_) return absl::UnavailableError("the server is stopping");
+  }
   // Before the swap: when the disk is full, nothing has happened.
   const absl::Status written = registry_.WriteCurrent(slot.name, version);
   if (!written.ok()) {
+    metrics_.load_failures(slot.name).Increment();
+    Log(LogLevel::kError, "current_not_written",
+        {{"model", slot.name}, {"version", version}, {"error", written}});
     return absl::FailedPreconditionError(absl::StrCat(
         "model ", slot.name, ": CURRENT cannot be written: ", written.message(),
         "; version ", slot.serving, " goes on serving"));
@@ -336,6 +345,8 @@ void ModelManager::ActivateNext(Slot& slot, int index) {
         {{"model", slot.name},
          {"version", version},
          {"error", activated.status()}});
+    // Stopping is no fault of the version's: it is for the next start.
+    if (absl::IsUnavailable(activated.status())) return;
   }
   if (options_.on_next_version) {
     options_.on_next_version(slot.name, version, activated.status());

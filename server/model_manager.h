@@ -35,6 +35,7 @@ struct ServedVersion {
   std::shared_ptr<const ServableModel> model;
   std::unique_ptr<const VersionMetrics> metrics;
   absl::Time serving_since;
+  absl::Duration load_time;
 };
 
 struct ModelManagerOptions {
@@ -77,7 +78,8 @@ class ModelManager {
   // LoadAll.
   void StartPolling();
   // Activations that are waited for fail with kUnavailable, later ones too; one
-  // that is under way may still come to its end.
+  // that is under way loads to its end, and then nothing comes of it unless it
+  // was just being written to CURRENT.
   void StopActivations();
 
   struct Activated {

@@ -35,6 +35,18 @@ absl::Status CheckHeadName(const std::string& field, const std::string& head) {
                    " is not of the form [a-z0-9_]{1,", kMaxBytes, "}"));
 }
 
+// The head that a task without one trains.
+absl::string_view OwnHead(v1::TrainingTaskKind kind) {
+  switch (kind) {
+    case v1::TRAINING_TASK_KIND_RELEVANCE:
+      return "relevance";
+    case v1::TRAINING_TASK_KIND_RECOMMENDATION:
+      return "recommendation";
+    default:
+      return "interest";
+  }
+}
+
 absl::Status CheckTasks(const v1::TrainingRecipe& recipe) {
   RETURN_IF_ERROR(InRange("recipe.tasks", recipe.tasks_size(), 0, kMaxTasks));
   std::set<std::string> heads;
@@ -53,12 +65,11 @@ absl::Status CheckTasks(const v1::TrainingRecipe& recipe) {
     }
     RETURN_IF_ERROR(CheckHeadName(path + ".head", task.head()));
     RETURN_IF_ERROR(InRange(path + ".weight", task.weight(), 0.0, 1e6));
-    const std::string key = task.head().empty()
-                                ? v1::TrainingTaskKind_Name(task.kind())
-                                : task.head();
-    if (!heads.insert(key).second) {
+    const std::string head(task.head().empty() ? OwnHead(task.kind())
+                                               : task.head());
+    if (!heads.insert(head).second) {
       return absl::InvalidArgumentError(
-          absl::StrCat(path, ": the head ", key, " is there twice"));
+          absl::StrCat(path, ": the head ", head, " is there twice"));
     }
   }
   return absl::OkStatus();
@@ -152,6 +163,12 @@ absl::Status CheckTraining(const v1::StartTrainingRequest& request) {
     return absl::InvalidArgumentError(
         absl::StrCat("idempotency_key: ", request.idempotency_key().size(),
                      " bytes > ", kMaxKeyBytes));
+  }
+  // Databases end a text at its first NUL: two keys would be one.
+  if (request.idempotency_key().find('\0') != std::string::npos) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("idempotency_key: ", Quoted(request.idempotency_key()),
+                     " holds a NUL"));
   }
   if (request.base_version() < 0) {
     return absl::InvalidArgumentError(

@@ -21,6 +21,7 @@ namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using ::testing::StartsWith;
 
 class ConfigTest : public ::testing::Test {
@@ -72,6 +73,45 @@ TEST_F(ConfigTest, FillsInTheDefaults) {
   EXPECT_EQ(config.drain_timeout().seconds(), 20);
   EXPECT_EQ(config.poll_interval().seconds(), 2);
   EXPECT_EQ(config.personalization_weight(), 0.5f);
+  EXPECT_EQ(config.limits().max_feedback(), 1000);
+  EXPECT_FALSE(config.has_store());
+  EXPECT_FALSE(config.has_admin());
+}
+
+TEST_F(ConfigTest, FillsInTheDefaultsOfAStore) {
+  internal::ServerConfig config = Parse("store { url: 'sqlite:x.db' }");
+  ASSERT_EQ(ResolveServerConfig(&config), absl::OkStatus());
+  EXPECT_EQ(config.store().lock_timeout().seconds(), 5);
+  EXPECT_EQ(config.store().max_waiting(), 100000);
+}
+
+TEST_F(ConfigTest, TheExampleIsValid) {
+  const std::string path =
+      JoinPath(VITRINE_SOURCE_DIR, "deploy/server.textproto");
+  const auto text = ReadFile(path);
+  ASSERT_TRUE(text.ok()) << text.status();
+  // With what it shows in comments.
+  std::string whole;
+  bool inside = false;
+  for (absl::string_view line : absl::StrSplit(*text, '\n')) {
+    inside = inside || line == "# store {" || line == "# admin {";
+    const bool last = line == "# }";
+    if (inside) line.remove_prefix(2);
+    absl::StrAppend(&whole, line, "\n");
+    if (last) inside = false;
+  }
+  const std::string token = folder_.File("token");
+  ASSERT_TRUE(WriteFile(token, "0123456789abcdef\n").ok());
+  for (const std::string& shown : {*text, whole}) {
+    internal::ServerConfig config;
+    const absl::Status parsed = ParseTextProto(shown, path, &config);
+    ASSERT_TRUE(parsed.ok()) << parsed;
+    EXPECT_EQ(config.has_admin(), shown == whole);
+    EXPECT_EQ(config.has_store(), shown == whole);
+    config.set_registry(folder_.path());
+    if (config.has_admin()) config.mutable_admin()->set_token_file(token);
+    EXPECT_EQ(ResolveServerConfig(&config), absl::OkStatus());
+  }
 }
 
 TEST_F(ConfigTest, KeepsWhatIsSet) {
@@ -136,6 +176,29 @@ TEST_F(ConfigTest, NamesTheFieldAndItsValue) {
        "limits.max_message_bytes: -1 is not in"},
       {"limits { max_concurrent_calls: -1 }",
        "limits.max_concurrent_calls: -1 is not in"},
+      {"limits { max_feedback: -1 }", "limits.max_feedback: -1 is not in"},
+      {"store {}", "store.url: is required with store"},
+      {"store { url: 'mysql://x' }", "store.url: begins with neither"},
+      {"store { url: 'sqlite:a' max_waiting: -1 }",
+       "store.max_waiting: -1 is not in"},
+      {"store { url: 'sqlite:a' lock_timeout { seconds: -1 } }",
+       "store.lock_timeout: -1s is negative"},
+      {"models { name: 'a' activation: ACTIVATION_AUTOMATIC }",
+       "models[0].activation: ACTIVATION_AUTOMATIC needs store"},
+      {"store { url: 'sqlite:a' } "
+       "models { name: 'a' version: 3 activation: ACTIVATION_AUTOMATIC }",
+       "models[0].activation: ACTIVATION_AUTOMATIC with version 3 fixed"},
+      {"models { name: 'a' activation: 9 }",
+       "models[0].activation: 9 is unknown"},
+      {"admin {}", "admin.listen: is required with admin"},
+      {"admin { listen: 'x' }", "admin.listen: \"x\" is not host:port"},
+      {"listen: 'a:9' admin { listen: 'a:9' }",
+       "admin.listen: \"a:9\" is another listener's"},
+      {"metrics_listen: 'a:9' admin { listen: 'a:9' }",
+       "admin.listen: \"a:9\" is another listener's"},
+      {"admin { listen: 'a:9' }", "admin.token_file: is required with admin"},
+      {"admin { token_file: '/no/token' }", "admin.token_file: "},
+      {"admin { tls {} }", "admin.tls.certificate_file: is required"},
       {"limits { default_deadline { seconds: -5 } }",
        "limits.default_deadline: -5s is negative"},
       {"drain_timeout { seconds: 100000 }", "drain_timeout: 27h46m40s > 24h"},
@@ -158,6 +221,37 @@ TEST_F(ConfigTest, NamesTheFieldAndItsValue) {
   for (const auto& [text, error] : cases) {
     EXPECT_THAT(Errors(text), ::testing::Contains(StartsWith(error))) << text;
   }
+}
+
+TEST_F(ConfigTest, ReadsTheTokenOfTheFilesFirstLine) {
+  const std::string file = folder_.File("token");
+  const std::vector<std::pair<std::string, std::string>> good = {
+      {"0123456789abcdef", "0123456789abcdef"},
+      {"0123456789abcdef\r\nthe rest", "0123456789abcdef"},
+      {"  a-Token_of.more/than+16=  \n", "a-Token_of.more/than+16="},
+  };
+  for (const auto& [text, token] : good) {
+    ASSERT_TRUE(WriteFile(file, text).ok());
+    EXPECT_EQ(*ReadAdminToken(file), token);
+  }
+  const std::vector<std::pair<std::string, std::string>> bad = {
+      {"", "a token of 0 characters is too short"},
+      {"\n0123456789abcdef", "a token of 0 characters"},
+      {"0123456789abcde", "a token of 15 characters"},
+      {"0123456789 abcdef", "not printable ASCII"},
+      {"0123456789abcd\xc3\xa9", "not printable ASCII"},
+      {std::string("0123456789abcdef\0", 17), "not printable ASCII"},
+      {std::string(5000, 'a'), "token"},
+  };
+  for (const auto& [text, error] : bad) {
+    ASSERT_TRUE(WriteFile(file, text).ok());
+    const absl::Status status = ReadAdminToken(file).status();
+    EXPECT_THAT(std::string(status.message()),
+                AllOf(HasSubstr(file), HasSubstr(error)));
+    // The token itself is nobody's business, not even half of it.
+    EXPECT_THAT(std::string(status.message()), Not(HasSubstr("0123")));
+  }
+  EXPECT_FALSE(ReadAdminToken(folder_.File("none")).ok());
 }
 
 TEST_F(ConfigTest, ListsEveryErrorAtOnce) {
@@ -217,6 +311,12 @@ TEST_F(ConfigTest, FlagsOverrideTheFile) {
                                        "1500ms",
                                        "--poll-interval",
                                        "-1s",
+                                       "--store",
+                                       "sqlite:labels.db",
+                                       "--admin-listen",
+                                       "127.0.0.1:8501",
+                                       "--admin-token-file",
+                                       "t",
                                        "--set",
                                        "cache { item_vector_bytes: 77 }",
                                        "--check"});
@@ -242,6 +342,15 @@ TEST_F(ConfigTest, FlagsOverrideTheFile) {
   EXPECT_EQ(config.drain_timeout().seconds(), 1);
   EXPECT_EQ(config.drain_timeout().nanos(), 500000000);
   EXPECT_EQ(config.poll_interval().seconds(), -1);
+  EXPECT_EQ(config.store().url(), "sqlite:labels.db");
+  EXPECT_EQ(config.admin().listen(), "127.0.0.1:8501");
+  EXPECT_EQ(config.admin().token_file(), "t");
+}
+
+TEST_F(ConfigTest, NoFlagMeansNoStoreAndNoAdmin) {
+  const CommandLine command = Command({"--registry", folder_.path()});
+  EXPECT_FALSE(command.config.has_store());
+  EXPECT_FALSE(command.config.has_admin());
 }
 
 TEST_F(ConfigTest, RefusesMistakesOfTheCommandLine) {
@@ -267,8 +376,9 @@ TEST_F(ConfigTest, RefusesMistakesOfTheCommandLine) {
 TEST_F(ConfigTest, HelpAndVersionExitWithZero) {
   const CommandLine help = Command({"--help"});
   EXPECT_EQ(help.exit_code, 0);
-  EXPECT_THAT(help.text, AllOf(HasSubstr("--registry"), HasSubstr("SIGNALS"),
-                               HasSubstr("EXIT STATUS")));
+  EXPECT_THAT(help.text,
+              AllOf(HasSubstr("--registry"), HasSubstr("--admin-listen"),
+                    HasSubstr("SIGNALS"), HasSubstr("EXIT STATUS")));
   const CommandLine version = Command({"--version"});
   EXPECT_EQ(version.exit_code, 0);
   EXPECT_THAT(version.text, StartsWith("vitrine-server "));

@@ -47,6 +47,7 @@ TEST(MetricsTest, TheTableOfTheReadmeIsWhatIsExported) {
   Metrics metrics;
   metrics.model_version("shop");
   metrics.load_failures("shop");
+  metrics.swaps("shop");
   const VersionMetrics version(
       metrics, "shop", "1", {{Method::kRank, "relevance"}}, absl::Seconds(1));
   const std::set<std::string> exported =
@@ -79,7 +80,14 @@ TEST(MetricsTest, EverythingIsThereAtZero) {
         "vitrine_requests_total{code=\"UNAVAILABLE\",method=\"Embed\"} 0",
         "vitrine_rejected_total{reason=\"queue_full\"} 0",
         "vitrine_item_vector_cache_hits_total 0",
-        "vitrine_batch_tokens_count 0", "vitrine_queue_tokens 0"}) {
+        "vitrine_batch_tokens_count 0", "vitrine_queue_tokens 0",
+        "vitrine_requests_total{code=\"UNAUTHENTICATED\",method=\"RollbackModel"
+        "\"} 0",
+        "vitrine_feedback_total{outcome=\"stored\"} 0",
+        "vitrine_feedback_total{outcome=\"duplicate\"} 0",
+        "vitrine_feedback_total{outcome=\"rejected\"} 0",
+        "vitrine_feedback_waiting 0",
+        "vitrine_feedback_commit_seconds_count 0"}) {
     EXPECT_THAT(text, HasSubstr(line));
   }
 }

@@ -2,13 +2,17 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <atomic>
+#include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -60,6 +64,7 @@ class ModelManagerTest : public ::testing::Test {
           return absl::DataLossError(absl::StrCat("weights of ", version));
         }
       }
+      if (on_load_ != nullptr) on_load_();
       FakeModel fake = NewFakeModel({.version = std::stoll(version)});
       MutexLock lock(mu_);
       models_[version] = fake.model;
@@ -94,6 +99,7 @@ class ModelManagerTest : public ::testing::Test {
   Mutex mu_;
   std::vector<std::string> loads_;
   std::set<std::string> broken_;
+  std::function<void()> on_load_;
   std::map<std::string, std::weak_ptr<const ServableModel>> models_;
 };
 
@@ -313,6 +319,232 @@ TEST_F(ModelManagerTest, SwapsUnderLoadWithoutAFailedPin) {
   EXPECT_GT(seen_two, 0);
   EXPECT_TRUE(models_["1"].expired());
   EXPECT_TRUE(models_["2"].expired());
+}
+
+// As tests of one thread wait for another.
+class Gate {
+ public:
+  void Open() {
+    MutexLock lock(mu_);
+    open_ = true;
+    changed_.NotifyAll();
+  }
+  void Wait() {
+    MutexLock lock(mu_);
+    while (!open_) changed_.Wait(mu_);
+  }
+
+ private:
+  Mutex mu_;
+  CondVar changed_;
+  bool open_ ABSL_GUARDED_BY(mu_) = false;
+};
+
+class ActivationTest : public ModelManagerTest {
+ protected:
+  // Serves version 1 of three.
+  void Start(ModelManagerOptions options) {
+    for (const int version : {1, 2, 3}) AddVersion("shop", version);
+    SetCurrent("shop", "1");
+    manager_ = std::make_unique<ModelManager>(std::move(options), metrics_);
+    ASSERT_TRUE(manager_->LoadAll().ok());
+    manager_->StartPolling();
+  }
+
+  std::unique_ptr<ModelManager> manager_;
+};
+
+TEST_F(ActivationTest, SwapsWritesCurrentAndFreesTheOldVersion) {
+  Start(Options());
+  const auto activated = manager_->Activate("", 3);
+  ASSERT_TRUE(activated.ok()) << activated.status();
+  EXPECT_EQ(activated->version, 3);
+  EXPECT_EQ(activated->previous, 1);
+  EXPECT_EQ(VersionOf(*manager_), "3");
+  EXPECT_EQ(Current("shop"), "3\n");
+  EXPECT_TRUE(models_["1"].expired());
+  EXPECT_THAT(Exposed(), HasSubstr("vitrine_model_version{model=shop } 3"));
+  EXPECT_THAT(Exposed(), HasSubstr("vitrine_model_swaps_total{model=shop } 2"));
+  // Older ones, too.
+  ASSERT_TRUE(manager_->Activate("shop", 2).ok());
+  EXPECT_EQ(VersionOf(*manager_), "2");
+}
+
+TEST_F(ActivationTest, TheVersionInServiceIsNotLoadedAgainButWrittenDown) {
+  Start(Options());
+  SetCurrent("shop", "2");
+  const auto activated = manager_->Activate("shop", 1);
+  ASSERT_TRUE(activated.ok()) << activated.status();
+  EXPECT_EQ(activated->previous, 1);
+  EXPECT_THAT(loads_, ElementsAre("1"));
+  EXPECT_EQ(Current("shop"), "1\n");
+}
+
+TEST_F(ActivationTest, RefusesUnknownModelsAndVersions) {
+  Start(Options());
+  const absl::Status version = manager_->Activate("shop", 9).status();
+  EXPECT_TRUE(absl::IsNotFound(version));
+  EXPECT_EQ(version.message(), "model shop has no version 9");
+  EXPECT_TRUE(absl::IsNotFound(manager_->Activate("shoes", 1).status()));
+}
+
+TEST_F(ActivationTest, AVersionThatDoesNotLoadLeavesTheOldOne) {
+  broken_ = {"2"};
+  Start(Options());
+  const absl::Status status = manager_->Activate("shop", 2).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(status));
+  EXPECT_EQ(status.message(),
+            "model shop: version 2: weights of 2; version 1 goes on serving");
+  EXPECT_EQ(VersionOf(*manager_), "1");
+  EXPECT_EQ(Current("shop"), "1");
+  EXPECT_THAT(Exposed(),
+              HasSubstr("vitrine_model_load_failures_total{model=shop } 1"));
+  // Another try is another load: it may have been mended.
+  broken_.clear();
+  EXPECT_TRUE(manager_->Activate("shop", 2).ok());
+}
+
+TEST_F(ActivationTest, ACurrentThatCannotBeWrittenLeavesTheOldOne) {
+  Start(Options());
+  const std::string current = JoinPath(registry_.path(), "shop/CURRENT");
+  std::filesystem::remove(current);
+  ASSERT_TRUE(MakeFolders(current + "/in the way").ok());
+  const absl::Status status = manager_->Activate("shop", 2).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(status));
+  EXPECT_THAT(std::string(status.message()),
+              ::testing::AllOf(HasSubstr("CURRENT cannot be written: "),
+                               HasSubstr("version 1 goes on serving")));
+  EXPECT_EQ(VersionOf(*manager_), "1");
+  EXPECT_TRUE(models_["2"].expired());
+  EXPECT_THAT(Exposed(),
+              HasSubstr("vitrine_model_load_failures_total{model=shop } 1"));
+  EXPECT_THAT(Exposed(), HasSubstr("vitrine_model_version{model=shop } 1"));
+}
+
+TEST_F(ActivationTest, AVersionThatDoesNotWarmUpIsRefused) {
+  ModelManagerOptions options = Options();
+  std::vector<std::string> warmed;
+  options.warm_up = [&warmed](const ServableModel& model) {
+    warmed.push_back(model.version());
+    return model.version() == "2" ? absl::InternalError("too long a batch")
+                                  : absl::OkStatus();
+  };
+  Start(options);
+  EXPECT_THAT(std::string(manager_->Activate("shop", 2).status().message()),
+              HasSubstr("warm-up: too long a batch"));
+  EXPECT_EQ(VersionOf(*manager_), "1");
+  EXPECT_TRUE(manager_->Activate("shop", 3).ok());
+  EXPECT_THAT(warmed, ElementsAre("1", "2", "3"));
+}
+
+TEST_F(ActivationTest, LoadsBesideServingOnAThreadThatYields) {
+  ModelManagerOptions options = Options();
+  std::vector<int> niceness;
+  options.warm_up = [&niceness](const ServableModel&) {
+    niceness.push_back(getpriority(PRIO_PROCESS, 0));  // this thread's
+    return absl::OkStatus();
+  };
+  const int own = getpriority(PRIO_PROCESS, 0);
+  Start(options);
+  ASSERT_TRUE(manager_->Activate("shop", 2).ok());
+  ASSERT_EQ(niceness.size(), 2u);
+  EXPECT_EQ(niceness[0], own) << "nobody is served yet";
+  EXPECT_GT(niceness[1], own);
+}
+
+TEST_F(ActivationTest, SeveralAtOnceAreDoneOneAfterAnother) {
+  std::atomic<int> loading{0}, most{0}, failed{0};
+  on_load_ = [&] {
+    const int now = ++loading;
+    if (now > most) most = now;
+    std::this_thread::yield();
+    --loading;
+  };
+  Start(Options());
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < 10; ++i) {
+        const int64_t version = (t + i) % 3 + 1;
+        const auto activated = manager_->Activate("shop", version);
+        if (!activated.ok() || activated->version != version) ++failed;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(failed, 0);
+  EXPECT_EQ(most, 1);
+  EXPECT_EQ(Current("shop"), VersionOf(*manager_) + "\n");
+}
+
+TEST_F(ActivationTest, OneThatIsStoppedChangesNothing) {
+  Start(Options());
+  Gate loading, go_on;
+  on_load_ = [&] {
+    loading.Open();
+    go_on.Wait();
+  };
+  absl::Status under_way, waiting;
+  std::thread first(
+      [&] { under_way = manager_->Activate("shop", 2).status(); });
+  loading.Wait();
+  std::thread second([&] { waiting = manager_->Activate("shop", 3).status(); });
+  manager_->StopActivations();
+  first.join();
+  second.join();
+  EXPECT_TRUE(absl::IsUnavailable(under_way)) << under_way;
+  EXPECT_TRUE(absl::IsUnavailable(waiting)) << waiting;
+  EXPECT_TRUE(absl::IsUnavailable(manager_->Activate("shop", 2).status()));
+  go_on.Open();
+  manager_.reset();
+  EXPECT_EQ(Current("shop"), "1");
+  EXPECT_THAT(loads_, ElementsAre("1", "2"));
+}
+
+TEST_F(ActivationTest, ThePolicyIsToldHowItWent) {
+  ModelManagerOptions options = Options();
+  options.models.emplace_back().set_name("shop");
+  options.models[0].set_activation(internal::ACTIVATION_AUTOMATIC);
+  int64_t next = 2;
+  options.next_version = [&next](const std::string& model) {
+    EXPECT_EQ(model, "shop");
+    return std::exchange(next, 0);
+  };
+  std::vector<std::string> told;
+  options.on_next_version = [&told](const std::string& model, int64_t version,
+                                    const absl::Status& status) {
+    told.push_back(absl::StrCat(model, " ", version, " ",
+                                absl::StatusCodeToString(status.code())));
+  };
+  broken_ = {"2"};
+  Start(options);
+  manager_->PollOnce();
+  EXPECT_EQ(VersionOf(*manager_), "1");
+  EXPECT_EQ(Current("shop"), "1");
+  next = 3;
+  manager_->PollOnce();
+  EXPECT_EQ(VersionOf(*manager_), "3");
+  EXPECT_EQ(Current("shop"), "3\n");
+  manager_->PollOnce();
+  EXPECT_THAT(told, ElementsAre("shop 2 FAILED_PRECONDITION", "shop 3 OK"));
+  // A stop is not held against a version.
+  broken_.clear();
+  manager_->StopActivations();
+  next = 2;
+  manager_->PollOnce();
+  EXPECT_THAT(told, ::testing::SizeIs(2));
+  EXPECT_EQ(VersionOf(*manager_), "3");
+}
+
+TEST_F(ActivationTest, ThePolicyLeavesOtherModelsAlone) {
+  ModelManagerOptions options = Options();
+  options.next_version = [](const std::string&) -> int64_t {
+    ADD_FAILURE() << "its activation is manual";
+    return 2;
+  };
+  Start(options);
+  manager_->PollOnce();
+  EXPECT_EQ(VersionOf(*manager_), "1");
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -13,6 +14,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
+#include "base/status_macros.h"
 #include "base/textproto.h"
 #include "grpcpp/generic/generic_stub.h"
 #include "server/config.h"
@@ -64,8 +66,10 @@ class ServerTest : public ::testing::Test {
   // `config` in text; ports, registry and polling are set here.
   void Start(absl::string_view config = "", FakeModelOptions model = {}) {
     ASSERT_TRUE(MakeFolders(registry_.File("shop/1")).ok());
-    ASSERT_TRUE(
-        WriteFile(registry_.File("shop/1/manifest.textproto"), "").ok());
+    const std::string manifest = registry_.File("shop/1/manifest.textproto");
+    if (!PathExists(manifest)) {
+      ASSERT_TRUE(WriteFile(manifest, "").ok());
+    }
     ServerOptions options;
     const absl::Status parsed =
         ParseTextProto(config, "config", &options.config);
@@ -77,12 +81,14 @@ class ServerTest : public ::testing::Test {
     const absl::Status resolved = ResolveServerConfig(&options.config);
     ASSERT_TRUE(resolved.ok()) << resolved;
     options.load = [this, model](const std::string& folder,
-                                 const ServableOptions&) {
+                                 const ServableOptions&)
+        -> absl::StatusOr<std::shared_ptr<const ServableModel>> {
       FakeModelOptions made = model;
       made.version = std::stoll(folder.substr(folder.rfind('/') + 1));
+      if (on_load_ != nullptr) RETURN_IF_ERROR(on_load_(made.version));
       const FakeModel fake = NewFakeModel(made);
       engine_ = fake.engine;
-      return absl::StatusOr<std::shared_ptr<const ServableModel>>(fake.model);
+      return fake.model;
     };
     auto server = Server::Start(std::move(options));
     ASSERT_TRUE(server.ok()) << server.status();
@@ -94,7 +100,7 @@ class ServerTest : public ::testing::Test {
 
   void TearDown() override {
     if (server_ != nullptr) {
-      engine_->Release();
+      if (engine_ != nullptr) engine_->Release();
       server_->Stop();
     }
   }
@@ -116,7 +122,8 @@ class ServerTest : public ::testing::Test {
 
   // Any bytes to a method.
   grpc::Status Raw(const std::string& method, const std::string& bytes,
-                   google::protobuf::Message* out) {
+                   google::protobuf::Message* out,
+                   const std::string& service = "vitrine.v1.InferenceService") {
     grpc::GenericStub stub(channel_);
     grpc::ClientContext context;
     const grpc::Slice slice(bytes);
@@ -125,8 +132,7 @@ class ServerTest : public ::testing::Test {
     grpc::Status status;
     grpc::CompletionQueue queue;
     auto call = stub.PrepareUnaryCall(
-        &context, absl::StrCat("/vitrine.v1.InferenceService/", method),
-        request, &queue);
+        &context, absl::StrCat("/", service, "/", method), request, &queue);
     call->StartCall();
     call->Finish(&response, &status, nullptr);
     void* tag;
@@ -160,7 +166,9 @@ class ServerTest : public ::testing::Test {
   }
 
   TempFolder registry_;
-  FakeEngine* engine_ = nullptr;
+  // Called before a version is loaded; an error is the load's.
+  std::function<absl::Status(int64_t version)> on_load_;
+  FakeEngine* engine_ = nullptr;  // of the version that was loaded last
   std::unique_ptr<Server> server_;
   std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<v1::InferenceService::Stub> stub_;
