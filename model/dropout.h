@@ -20,6 +20,10 @@ class Dropout {
   // Each element of `x` with probability `p` 0, else divided by 1 - p.
   at::Tensor Apply(const at::Tensor& x, double p);
 
+  // Where its stream stands: all there is to keep of it.
+  uint64_t state() const { return state_; }
+  void set_state(uint64_t state) { state_ = state; }
+
  private:
   uint64_t state_;
 };

@@ -23,6 +23,10 @@ class SqlDatabase : public Database {
 
 }  // namespace
 
+absl::Status Database::CheckAddress(const std::string& url) {
+  return Sql::Create({.url = url}).status();
+}
+
 absl::StatusOr<std::unique_ptr<Database>> Database::Open(
     const DatabaseOptions& options) {
   ASSIGN_OR_RETURN(std::unique_ptr<Sql> sql, Sql::Create(options));

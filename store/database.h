@@ -34,6 +34,8 @@ class Database {
   // kResourceExhausted: the disk is full.
   static absl::StatusOr<std::unique_ptr<Database>> Open(
       const DatabaseOptions& options);
+  // What Open says of the address alone, without reaching for it.
+  static absl::Status CheckAddress(const std::string& url);
   virtual ~Database() = default;
 
   // Without what could be secret, for logs.

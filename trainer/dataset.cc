@@ -200,6 +200,18 @@ absl::Status ReadRelevanceRow(const Json& row, const GradeRange& grades,
     return FieldError("grade", absl::StrCat(out->grade, " is outside ",
                                             grades.min, ":", grades.max));
   }
+  if (const Json* const weight = Find(row, "weight")) {
+    if (!weight->is_number()) {
+      return FieldError("weight", absl::StrCat("a number is expected, not ",
+                                               TypeName(*weight)));
+    }
+    out->weight = weight->get<float>();
+    if (!(out->weight > 0 && std::isfinite(out->weight))) {
+      return FieldError(
+          "weight",
+          absl::StrCat(out->weight, " is not above 0, or not finite"));
+    }
+  }
   ASSIGN_OR_RETURN(out->item, ItemOfRow(row, catalogue));
   return absl::OkStatus();
 }

@@ -6,7 +6,8 @@
 //   items            {"id", "title", "brand", "description",
 //                     "categories": [...], "attributes": {...}}
 //   relevance        {"query", "grade"} and the item: "item_id" of the items
-//                    file, or "item": {...}, or the item's fields in the row
+//                    file, or "item": {...}, or the item's fields in the row;
+//                    "weight" of its loss, above 0, is 1 unless given
 //   recommendation   {"user_id", "items": [id, ...]}, oldest first; with
 //                    "next": id, that item comes last
 //   interest         {"user_id", "items": [id, ...], "categories": [...]}
@@ -39,7 +40,8 @@ struct Catalogue {
 struct RelevanceRow {
   std::string query;
   int32_t item = 0;
-  float grade = 0;  // as in the file
+  float grade = 0;   // as in the file
+  float weight = 1;  // of its loss; above 0
 };
 
 struct HistoryRow {

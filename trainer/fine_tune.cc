@@ -9,12 +9,18 @@
 #include <filesystem>
 #include <limits>
 #include <random>
+#include <sstream>
 #include <thread>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/file.h"
+#include "base/log.h"
 #include "base/status_macros.h"
+#include "base/textproto.h"
+#include "model/load_tokenizer.h"
 #include "model/math_libraries.h"
 #include "trainer/batches.h"
 #include "trainer/incumbent.h"
@@ -22,6 +28,8 @@
 #include "trainer/optimizer.h"
 #include "trainer/serving_check.h"
 #include "trainer/source_model.h"
+#include "trainer/tensorboard_writer.h"
+#include "trainer/training_state.h"
 #include "trainer/version_writer.h"
 
 namespace vitrine {
@@ -34,6 +42,8 @@ constexpr char kCreatedBy[] = "vitrine-trainer 0.1.0";
 constexpr size_t kGoldenPerHead = 4;
 constexpr size_t kLatencySamples = 8;  // of each head
 constexpr double kLossSmoothing = 0.98;
+// Points of a curve: a step of a small model takes milliseconds.
+constexpr int64_t kPlotSteps = 5;
 
 double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -94,9 +104,15 @@ class Run {
   absl::Status ReadData();
   absl::Status MakeTasks();
   void MakeOptimizer();
+  absl::StatusOr<std::string> Fingerprint() const;
+  std::vector<StateFile> StateFiles();
+  absl::Status Resume();
+  void Plot(int64_t step,
+            const std::vector<TensorBoardWriter::Scalar>& scalars);
+  void SaveState();
+  void SaveStateWhenDue();
   absl::Status Train();
-  absl::Status TrainEpoch(int epoch, std::vector<TrainingBatch> batches,
-                          double* mean_loss);
+  absl::Status TrainEpoch(std::vector<TrainingBatch> batches);
   absl::Status Step(const TrainingBatch& batch, double* loss);
   Metrics EvaluateAll() const;
   double Selection(const Metrics& metrics) const;
@@ -139,11 +155,28 @@ class Run {
   std::vector<Evaluation> after_;  // with the weights that were kept
 
   std::vector<at::Tensor> trained_;
+  std::vector<std::string> trained_names_;
   std::unique_ptr<Optimizer> optimizer_;
+  // Where training stands: what a checkpoint keeps.
+  std::mt19937_64 random_;
+  std::string epoch_random_;  // random_ before the epoch's batches were made
   int64_t step_ = 0, total_steps_ = 0;
-  double smoothed_loss_ = 0;
+  int epoch_ = 1;
+  int64_t epoch_step_ = 0;
+  double epoch_loss_ = 0, smoothed_loss_ = 0;
   int64_t examples_done_ = 0;
   double training_seconds_ = 0, evaluation_seconds_ = 0;
+  double seconds_before_ = 0;  // of the runs that this one goes on from
+  std::vector<at::Tensor> best_;
+  Metrics best_metrics_;
+  double best_selection_ = -std::numeric_limits<double>::infinity();
+  int without_gain_ = 0;
+
+  std::unique_ptr<TrainingStateStore> states_;  // null: no checkpoints
+  Clock::time_point start_, saved_;
+  bool best_changed_ = true;                  // since the last checkpoint
+  std::unique_ptr<TensorBoardWriter> plots_;  // null: none, or it failed
+  double gradient_norm_ = 0;                  // of the last step
 
   FineTuneReport report_;
 };
@@ -171,6 +204,14 @@ absl::Status Run::Load() {
     bytes += view.elements() * (options_.save_f16 ? 2 : 4);
   }
   RETURN_IF_ERROR(CheckFreeDisk(options_.registry, bytes));
+  if (!options_.checkpoint_folder.empty()) {
+    // Parameters, two moments and the best so far, in fp32; twice, for the
+    // old checkpoint goes when the new one is there.
+    const int64_t fp32 = bytes / (options_.save_f16 ? 2 : 4) * 4;
+    RETURN_IF_ERROR(CheckFreeDisk(options_.checkpoint_folder,
+                                  EncoderChanges() ? 2 * 4 * fp32 : 0,
+                                  "checkpoints"));
+  }
 
   ASSIGN_OR_RETURN(
       encoding_,
@@ -282,6 +323,7 @@ void Run::MakeOptimizer() {
   const auto add = [&](const std::string& name, at::Tensor tensor, bool head) {
     groups[2 * head + !IsDecayed(name)].tensors.push_back(tensor);
     trained_.push_back(tensor);
+    trained_names_.push_back(name);
   };
   for (const auto& [name, tensor] : network_->EncoderParameters()) {
     // The pooler is no part of what our heads read.
@@ -322,6 +364,7 @@ absl::Status Run::Step(const TrainingBatch& batch, double* loss) {
         "head ", task.head().name(), ": the gradient became ", norm,
         " at step ", step_ + 1, "; a lower --learning-rate may help"));
   }
+  gradient_norm_ = norm;
   const double scale =
       options_.clip > 0 && norm > options_.clip ? options_.clip / norm : 1;
   optimizer_->Step(
@@ -331,33 +374,239 @@ absl::Status Run::Step(const TrainingBatch& batch, double* loss) {
   return absl::OkStatus();
 }
 
-absl::Status Run::TrainEpoch(int epoch, std::vector<TrainingBatch> batches,
-                             double* mean_loss) {
-  double sum = 0;
-  for (size_t i = 0; i < batches.size(); ++i) {
+// All that the numbers of a step depend on.
+absl::StatusOr<std::string> Run::Fingerprint() const {
+  const FineTuneOptions& o = options_;
+  std::string text = kCreatedBy;
+  for (const double value :
+       {o.learning_rate, o.head_learning_rate, o.warmup, o.weight_decay,
+        o.dropout, o.clip, o.validation_share, o.temperature}) {
+    absl::StrAppendFormat(&text, "|%.17g", value);
+  }
+  for (const int64_t value :
+       {int64_t{o.sgd}, static_cast<int64_t>(o.schedule), int64_t{o.batch_size},
+        int64_t{o.batch_tokens}, int64_t{o.epochs}, int64_t{o.patience},
+        int64_t{o.freeze}, static_cast<int64_t>(o.seed),
+        int64_t{o.targets_per_user}, int64_t{report_.bf16},
+        int64_t{workers_->count()}, int64_t{at::get_num_threads()}}) {
+    absl::StrAppend(&text, "|", value);
+  }
+  absl::StrAppend(&text, "|", digest_, "|", PrintTextProto(encoding_));
+  for (size_t i = 0; i < tasks_.size(); ++i) {
+    const FitTask& task = o.tasks[i];
+    absl::StrAppend(&text, "|", PrintTextProto(tasks_[i]->head()), "|",
+                    tasks_[i]->examples(), "|", tasks_[i]->validation_rows());
+    absl::StrAppendFormat(&text, "|%.9g:%.9g|%.17g", task.grades.min,
+                          task.grades.max, task.weight);
+  }
+  // A version's manifest has the digests of its files.
+  absl::StrAppend(&text, "|", PrintTextProto(source_->manifest));
+  if (source_->manifest.version() == 0) {
+    for (const auto* const part :
+         {&source_->checkpoint.encoder, &source_->checkpoint.heads}) {
+      for (const auto& [name, view] : *part) {
+        absl::StrAppend(&text, "|", name, Sha256(view.bytes));
+      }
+    }
+    for (const std::string& name : TokenizerFiles(source_->folder)) {
+      ASSIGN_OR_RETURN(const std::string digest,
+                       Sha256OfFile(JoinPath(source_->folder, name)));
+      absl::StrAppend(&text, "|", name, digest);
+    }
+  }
+  return Sha256(text);
+}
+
+std::vector<StateFile> Run::StateFiles() {
+  const auto file = [this](const char* name,
+                           const std::vector<at::Tensor>& tensors) {
+    StateFile out{name, {}};
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      out.tensors.push_back(
+          {trained_names_[i],
+           absl::MakeSpan(tensors[i].data_ptr<float>(), tensors[i].numel())});
+    }
+    return out;
+  };
+  std::vector<StateFile> files = {file("parameters", trained_)};
+  const auto moments = optimizer_->GetState().moments;
+  for (size_t m = 0; m < moments.size(); ++m) {
+    StateFile& out = files.emplace_back();
+    out.name = absl::StrCat("moments", m + 1);
+    // In the optimizer's order, which is by group.
+    for (size_t i = 0; i < moments[m].size(); ++i) {
+      out.tensors.push_back({absl::StrCat(i), moments[m][i]});
+    }
+  }
+  if (!best_.empty()) {
+    files.push_back(file("best", best_));
+    files.back().changed = best_changed_;
+  }
+  return files;
+}
+
+// Goes on from the checkpoint, if there is one that fits.
+absl::Status Run::Resume() {
+  random_.seed(options_.seed);
+  best_metrics_.resize(tasks_.size());
+  if (options_.checkpoint_folder.empty()) return absl::OkStatus();
+  RETURN_IF_ERROR(MakeFolders(options_.checkpoint_folder));
+  ASSIGN_OR_RETURN(std::string fingerprint, Fingerprint());
+  states_ = std::make_unique<TrainingStateStore>(options_.checkpoint_folder,
+                                                 std::move(fingerprint));
+  for (const at::Tensor& tensor : trained_) {
+    best_.push_back(tensor.detach().clone());  // to be read into
+  }
+  internal::TrainingState state;
+  const absl::Status loaded = states_->Load(&state, StateFiles());
+  if (!loaded.ok()) {
+    best_.clear();
+    if (absl::IsNotFound(loaded)) return absl::OkStatus();
+    Log(LogLevel::kWarning, "checkpoint_not_used",
+        {{"folder", options_.checkpoint_folder}, {"reason", loaded}});
+    report_.warnings.push_back(absl::StrCat(
+        "training starts from the beginning: ", std::string(loaded.message())));
+    return absl::OkStatus();
+  }
+  // Its digest was right: it is as SaveState made it.
+  if (state.best_epoch() == 0) best_.clear();
+  best_changed_ = false;
+  std::istringstream(state.random()) >> random_;
+  const std::vector<Dropout>& dropout = network_->dropout();
+  for (int i = 0; i < state.dropout_size() && i < dropout.size(); ++i) {
+    network_->dropout()[i].set_state(state.dropout(i));
+  }
+  if (int64_t* const steps = optimizer_->GetState().steps) {
+    *steps = state.optimizer_steps();
+  }
+  step_ = state.step();
+  epoch_ = state.epoch();
+  epoch_step_ = state.epoch_step();
+  epoch_loss_ = state.epoch_loss();
+  smoothed_loss_ = state.smoothed_loss();
+  examples_done_ = state.examples();
+  training_seconds_ = state.training_seconds();
+  evaluation_seconds_ = state.evaluation_seconds();
+  seconds_before_ = state.seconds();
+  best_selection_ = state.best_selection();
+  without_gain_ = state.epochs_without_gain();
+  for (const internal::Metric& metric : state.best_metrics()) {
+    for (size_t i = 0; i < tasks_.size(); ++i) {
+      if (tasks_[i]->head().name() != metric.head()) continue;
+      best_metrics_[i].push_back(
+          {metric.name(), metric.value(), metric.lower_is_better()});
+    }
+  }
+  report_.epochs = epoch_ - 1;
+  report_.best_epoch = state.best_epoch();
+  report_.resumed_step = step_;
+  Log(LogLevel::kInfo, "training_resumed",
+      {{"folder", options_.checkpoint_folder}, {"step", step_}});
+  return absl::OkStatus();
+}
+
+// A plot is not worth the run: the first error is told, and there are no more.
+void Run::Plot(int64_t step,
+               const std::vector<TensorBoardWriter::Scalar>& scalars) {
+  if (plots_ == nullptr) return;
+  const absl::Status written = plots_->Write(step, scalars);
+  if (written.ok()) return;
+  Log(LogLevel::kWarning, "plots_end", {{"error", written}});
+  plots_.reset();
+}
+
+// A checkpoint that cannot be written costs the work since the one before,
+// and only if the run is cut off: training goes on.
+void Run::SaveState() {
+  if (states_ == nullptr) return;
+  internal::TrainingState state;
+  state.set_step(step_);
+  state.set_epoch(epoch_);
+  state.set_epoch_step(epoch_step_);
+  state.set_random(epoch_random_);
+  for (const Dropout& dropout : network_->dropout()) {
+    state.add_dropout(dropout.state());
+  }
+  if (const int64_t* const steps = optimizer_->GetState().steps) {
+    state.set_optimizer_steps(*steps);
+  }
+  state.set_epoch_loss(epoch_loss_);
+  state.set_smoothed_loss(smoothed_loss_);
+  state.set_examples(examples_done_);
+  state.set_training_seconds(training_seconds_);
+  state.set_evaluation_seconds(evaluation_seconds_);
+  state.set_seconds(seconds_before_ + SecondsSince(start_));
+  state.set_best_epoch(report_.best_epoch);
+  state.set_best_selection(best_selection_);
+  state.set_epochs_without_gain(without_gain_);
+  for (size_t i = 0; i < tasks_.size(); ++i) {
+    for (const MetricValue& value : best_metrics_[i]) {
+      internal::Metric* const metric = state.add_best_metrics();
+      metric->set_head(tasks_[i]->head().name());
+      metric->set_name(value.name);
+      metric->set_value(value.value);
+      metric->set_lower_is_better(value.lower_is_better);
+    }
+  }
+  const absl::Status saved = states_->Save(std::move(state), StateFiles());
+  if (saved.ok()) {
+    best_changed_ = false;
+  } else {
+    Log(LogLevel::kWarning, "checkpoint_failed",
+        {{"folder", options_.checkpoint_folder},
+         {"step", step_},
+         {"error", saved}});
+  }
+  saved_ = Clock::now();
+}
+
+void Run::SaveStateWhenDue() {
+  const int64_t steps = options_.checkpoint_steps;
+  if (SecondsSince(saved_) >= options_.checkpoint_seconds ||
+      (steps > 0 && step_ % steps == 0)) {
+    SaveState();
+  }
+}
+
+absl::Status Run::TrainEpoch(std::vector<TrainingBatch> batches) {
+  while (epoch_step_ < batches.size()) {
+    if (stop_) SaveState();
     RETURN_IF_ERROR(CheckStop());
+    const TrainingBatch& batch = batches[epoch_step_];
     const Clock::time_point start = Clock::now();
     double loss = 0;
-    RETURN_IF_ERROR(Step(batches[i], &loss));
+    RETURN_IF_ERROR(Step(batch, &loss));
     training_seconds_ += SecondsSince(start);
-    examples_done_ += batches[i].examples.size();
-    sum += loss;
+    ++epoch_step_;
+    examples_done_ += batch.examples.size();
+    epoch_loss_ += loss;
     smoothed_loss_ = step_ == 1 ? loss
                                 : kLossSmoothing * smoothed_loss_ +
                                       (1 - kLossSmoothing) * loss;
+    if (step_ % kPlotSteps == 0 || step_ == 1) {
+      Plot(step_, {{"training/loss", loss},
+                   {"training/smoothed_loss", smoothed_loss_},
+                   {"training/learning_rate",
+                    options_.learning_rate *
+                        RateFactor(options_.schedule, options_.warmup,
+                                   step_ - 1, total_steps_)},
+                   {"training/gradient_norm", gradient_norm_},
+                   {"training/examples_per_second",
+                    examples_done_ / training_seconds_}});
+    }
+    SaveStateWhenDue();
     StepProgress progress;
-    progress.epoch = epoch;
+    progress.epoch = epoch_;
     progress.epochs = options_.epochs;
-    progress.step = i + 1;
+    progress.step = epoch_step_;
     progress.steps = batches.size();
     progress.loss = smoothed_loss_;
     progress.examples_per_second = examples_done_ / training_seconds_;
     progress.eta_seconds =
         training_seconds_ / step_ * (total_steps_ - step_) +
-        evaluation_seconds_ / epoch * (options_.epochs - epoch + 1);
+        evaluation_seconds_ / epoch_ * (options_.epochs - epoch_ + 1);
     listener_->OnStep(progress);
   }
-  *mean_loss = sum / batches.size();
   return absl::OkStatus();
 }
 
@@ -381,8 +630,7 @@ double Run::Selection(const Metrics& metrics) const {
 }
 
 absl::Status Run::Train() {
-  const Clock::time_point start = Clock::now();
-  std::mt19937_64 random(options_.seed);
+  start_ = saved_ = Clock::now();
   // The first epoch's batches tell how many steps there are, about: the cut
   // by tokens moves a little from epoch to epoch.
   const auto make = [&] {
@@ -390,57 +638,80 @@ absl::Status Run::Train() {
     for (size_t i = 0; i < tasks_.size(); ++i) {
       std::vector<TrainingBatch> more =
           MakeBatches(static_cast<int>(i), tokens_[i], options_.batch_size,
-                      options_.batch_tokens, &random);
+                      options_.batch_tokens, &random_);
       std::move(more.begin(), more.end(), std::back_inserter(batches));
     }
-    Shuffle(&batches, &random);
+    Shuffle(&batches, &random_);
     return batches;
+  };
+  const auto keep_random = [this] {
+    std::ostringstream out;
+    out << random_;
+    epoch_random_ = out.str();
+  };
+  const auto is_over = [this] {
+    return epoch_ > options_.epochs ||
+           (options_.patience > 0 && without_gain_ >= options_.patience);
   };
   const bool evaluates =
       std::any_of(tasks_.begin(), tasks_.end(),
                   [](const auto& task) { return task->validation_rows() > 0; });
 
-  std::vector<at::Tensor> best;
-  Metrics best_metrics(tasks_.size());
-  double best_selection = -std::numeric_limits<double>::infinity();
-  int without_gain = 0;
-  for (int epoch = 1; epoch <= options_.epochs; ++epoch) {
+  keep_random();
+  while (!is_over()) {
     std::vector<TrainingBatch> batches = make();
-    total_steps_ = step_ + static_cast<int64_t>(batches.size()) *
-                               (options_.epochs - epoch + 1);
-    double loss = 0;
-    RETURN_IF_ERROR(TrainEpoch(epoch, std::move(batches), &loss));
-    report_.epochs = epoch;
+    total_steps_ =
+        step_ - epoch_step_ +
+        static_cast<int64_t>(batches.size()) * (options_.epochs - epoch_ + 1);
+    const auto steps = static_cast<double>(batches.size());
+    RETURN_IF_ERROR(TrainEpoch(std::move(batches)));
+    report_.epochs = epoch_;
 
     const Clock::time_point evaluation = Clock::now();
     const Metrics metrics = EvaluateAll();
     evaluation_seconds_ += SecondsSince(evaluation);
-    const double selection = evaluates ? Selection(metrics) : epoch;
-    const bool gain = selection > best_selection;
+    const double selection = evaluates ? Selection(metrics) : epoch_;
+    const bool gain = selection > best_selection_;
     if (gain) {
-      best_selection = selection;
-      best_metrics = metrics;
-      report_.best_epoch = epoch;
-      without_gain = 0;
-      best.clear();
+      best_selection_ = selection;
+      best_metrics_ = metrics;
+      report_.best_epoch = epoch_;
+      without_gain_ = 0;
+      best_.clear();
       for (const at::Tensor& tensor : trained_) {
-        best.push_back(tensor.detach().clone());
+        best_.push_back(tensor.detach().clone());
       }
+      best_changed_ = true;
     } else {
-      ++without_gain;
+      ++without_gain_;
     }
-    listener_->OnEpoch(epoch, loss, gain, metrics);
+    std::vector<TensorBoardWriter::Scalar> scalars = {
+        {"epoch/loss", epoch_loss_ / steps}};
+    for (size_t i = 0; i < metrics.size(); ++i) {
+      for (const MetricValue& metric : metrics[i]) {
+        scalars.emplace_back(
+            absl::StrCat("validation/", tasks_[i]->head().name(), "/",
+                         metric.name),
+            metric.value);
+      }
+    }
+    Plot(step_, scalars);
+    listener_->OnEpoch(epoch_, epoch_loss_ / steps, gain, metrics);
+    ++epoch_;
+    epoch_step_ = 0;
+    epoch_loss_ = 0;
+    keep_random();
+    SaveState();
     RETURN_IF_ERROR(CheckStop());
-    if (options_.patience > 0 && without_gain >= options_.patience) break;
   }
   const at::NoGradGuard no_grad;
-  for (size_t i = 0; i < best.size(); ++i) trained_[i].copy_(best[i]);
+  for (size_t i = 0; i < best_.size(); ++i) trained_[i].copy_(best_[i]);
   for (size_t i = 0; i < tasks_.size(); ++i) {
     tasks_[i]->Calibrate(network_.get(), heads_[i]);
-    report_.heads[i].after = best_metrics[i];
+    report_.heads[i].after = best_metrics_[i];
   }
   report_.steps = step_;
-  report_.seconds = SecondsSince(start);
+  report_.seconds = seconds_before_ + SecondsSince(start_);
   report_.examples_per_second = examples_done_ / training_seconds_;
   return absl::OkStatus();
 }
@@ -681,8 +952,13 @@ absl::StatusOr<FineTuneReport> Run::Go() {
   RETURN_IF_ERROR(ReadData());
   report_.data_digest = digest_;
   RETURN_IF_ERROR(MakeTasks());
-  listener_->OnStart(report_);
   MakeOptimizer();
+  RETURN_IF_ERROR(Resume());
+  if (!options_.tensorboard_folder.empty()) {
+    ASSIGN_OR_RETURN(
+        plots_, TensorBoardWriter::Create(options_.tensorboard_folder, step_));
+  }
+  listener_->OnStart(report_);
   RETURN_IF_ERROR(Train());
   listener_->OnJudge();
   RETURN_IF_ERROR(Publish());

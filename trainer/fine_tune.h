@@ -76,6 +76,18 @@ struct FineTuneOptions {
   // For the manifest.
   int64_t job = 0;
   int64_t label_watermark = 0;
+
+  // Where the run's state is kept while it trains; empty: nowhere. A run of
+  // the same options that finds its state there goes on from it, and ends with
+  // the same bits as one that was never cut off. The caller removes the folder
+  // (RemoveTrainingStates) when it has taken the result.
+  std::string checkpoint_folder;
+  // Between two checkpoints, but for those that end an epoch.
+  double checkpoint_seconds = 60;
+  int64_t checkpoint_steps = 0;  // so many steps too; 0: by time alone
+
+  // Where TensorBoard's events go; empty: nowhere.
+  std::string tensorboard_folder;
 };
 
 struct HeadReport {
@@ -110,6 +122,7 @@ struct FineTuneReport {
   double seconds = 0;              // of training, evaluation included
   double examples_per_second = 0;  // of training alone
   bool bf16 = false;
+  int64_t resumed_step = 0;  // that a checkpoint had reached; 0: none was used
 };
 
 struct StepProgress {
@@ -140,7 +153,8 @@ class FineTuneListener {
 
 // Blocking. kCancelled, and nothing is published, soon after `stop` is set.
 // What the gate rejects is no error: the report says so.
-// One seed and one number of threads give one result.
+// One seed and one number of threads give one result, whether in one go or
+// from checkpoints.
 absl::StatusOr<FineTuneReport> FineTune(const FineTuneOptions& options,
                                         FineTuneListener* listener,
                                         const std::atomic<bool>& stop);

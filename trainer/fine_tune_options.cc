@@ -70,6 +70,12 @@ absl::Status CheckOptions(const FineTuneOptions& options) {
                        ": below 0"));
   require(options.threads >= 0 && options.threads <= 1024,
           absl::StrCat("--threads ", options.threads, ": outside 0 to 1024"));
+  require(options.checkpoint_seconds > 0,
+          absl::StrCat("checkpoint_seconds ", options.checkpoint_seconds,
+                       ": above 0 is needed"));
+  require(
+      options.checkpoint_steps >= 0,
+      absl::StrCat("checkpoint_steps ", options.checkpoint_steps, ": below 0"));
   std::vector<std::string> names;
   for (const FitTask& task : options.tasks) {
     const std::string head = HeadName(task);

@@ -17,6 +17,7 @@
 #include "trainer/commands.h"
 #include "trainer/fine_tune.h"
 #include "trainer/progress.h"
+#include "trainer/training_state.h"
 
 namespace vitrine {
 namespace {
@@ -54,6 +55,9 @@ is published then.
 
 Rates: a pretrained encoder takes 2e-5 to 5e-5 (the default), a small one from
 `init` learns with 1e-3 and a dozen epochs.
+
+With --checkpoint DIR a run that was stopped, killed or cut off goes on when the
+same command is given again, to the same result as in one go.
 
 Examples:
   vitrine-trainer fit --from shop/3 --items items.jsonl \
@@ -178,9 +182,14 @@ void Resolve(const CLI::App& command, FitFlags* flags) {
   encoding.set_max_history_item_tokens(flags->max_history_item_tokens);
   std::vector<std::string> recipe;
   for (const CLI::Option* const option : command.get_options()) {
-    if (option->count() == 0 || option->get_name() == "--json") continue;
+    // How a run is watched and kept is no part of what it makes.
+    const std::string name = option->get_name();
+    if (option->count() == 0 || name == "--json" || name == "--checkpoint" ||
+        name == "--tensorboard") {
+      continue;
+    }
     for (const std::string& value : option->results()) {
-      recipe.push_back(absl::StrCat(option->get_name(), "=", value));
+      recipe.push_back(absl::StrCat(name, "=", value));
     }
   }
   options.recipe = absl::StrJoin(recipe, " ");
@@ -195,6 +204,13 @@ absl::Status Fit(FitFlags flags) {
   ProgressPrinter printer(stderr);
   ASSIGN_OR_RETURN(const FineTuneReport report,
                    FineTune(flags.options, &printer, g_stop));
+  if (!flags.options.checkpoint_folder.empty()) {
+    const absl::Status removed =
+        RemoveTrainingStates(flags.options.checkpoint_folder);
+    if (!removed.ok()) {
+      absl::FPrintF(stderr, "warning: %s\n", removed.message());
+    }
+  }
   std::FILE* const out = flags.json ? stderr : stdout;
   absl::FPrintF(out, "\n%s\n", MetricsTable(report));
   absl::FPrintF(out,
@@ -362,6 +378,14 @@ void AddFitCommand(CLI::App* app, CommandFunction* run) {
                    "Of the weights on disk: f32 or f16")
       ->check(CLI::IsMember({"f32", "f16"}))
       ->capture_default_str();
+  command->add_option("--checkpoint", o->checkpoint_folder,
+                      "Keep the run's state in this folder, every minute, "
+                      "after each epoch and at Ctrl-C; the same command goes "
+                      "on from it. Removed when the version is published");
+  command->add_option(
+      "--tensorboard", o->tensorboard_folder,
+      "Write curves of the loss, its rate and gradients, and of "
+      "the metrics, as TensorBoard events into this folder");
   command->add_flag("--json", flags->json,
                     "One line of JSON on standard output, the rest on "
                     "standard error");

@@ -358,6 +358,20 @@ void Replay(const LabelDatasetOptions& options,
   }
 }
 
+// Why there is nothing to train on, where there is `any` label or none.
+absl::Status Nothing(const std::string& whose, bool any,
+                     const LabelDatasetOptions& options) {
+  if (!any) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        whose, "there are no labels, up to number ", options.watermark));
+  }
+  return absl::FailedPreconditionError(absl::StrCat(
+      whose, "there is nothing to train on: all labels are held out (share ",
+      options.validation_share, ") or no newer than the base version, number ",
+      options.base_watermark, ", and the replay share ", options.replay_share,
+      " leaves them out"));
+}
+
 absl::Status WriteRows(const std::string& path, const std::vector<Json>& rows) {
   std::string text;
   for (const Json& row : rows) absl::StrAppend(&text, row.dump(), "\n");
@@ -374,26 +388,32 @@ absl::StatusOr<LabelDataset> WriteLabelDataset(
       options.model, /*after=*/0, options.watermark,
       [&collector](const StoredLabel& label) { return collector.Add(label); }));
 
-  std::vector<std::vector<Row>> rows;
-  LabelDataset dataset;
+  std::vector<std::vector<Row>> all, rows;
+  std::vector<bool> labelled;  // each task
   for (const FitTask& task : options.tasks) {
-    std::vector<Row> of_task = collector.Rows(task);
-    if (of_task.empty()) {
-      if (options.skip_empty) continue;
-      return absl::FailedPreconditionError(
-          absl::StrCat("head ", HeadName(task),
-                       ": there are no labels for it, "
-                       "up to number ",
-                       options.watermark));
+    all.push_back(collector.Rows(task));
+    labelled.push_back(!all.back().empty());
+  }
+  Replay(options, &all);
+  LabelDataset dataset;
+  for (size_t t = 0; t < all.size(); ++t) {
+    const FitTask& task = options.tasks[t];
+    const bool trains =
+        std::any_of(all[t].begin(), all[t].end(), [&options](const Row& row) {
+          return !IsHeldOut(row.key, options.validation_share);
+        });
+    if (!trains && options.skip_empty) continue;
+    if (!trains) {
+      return Nothing(absl::StrCat("head ", HeadName(task), ": "), labelled[t],
+                     options);
     }
     dataset.tasks.push_back(task);
-    rows.push_back(std::move(of_task));
+    rows.push_back(std::move(all[t]));
   }
   if (dataset.tasks.empty()) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "there are no labels to train on, up to number ", options.watermark));
+    const bool any = std::count(labelled.begin(), labelled.end(), true) > 0;
+    return Nothing("", any, options);
   }
-  Replay(options, &rows);
 
   const std::vector<Json> items = collector.Items();
   if (!items.empty()) {
@@ -411,12 +431,6 @@ absl::StatusOr<LabelDataset> WriteLabelDataset(
       lines.push_back(row.json);
     }
     RETURN_IF_ERROR(WriteRows(task.data, lines));
-  }
-  if (dataset.training_rows == 0) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("all ", dataset.validation_rows,
-                     " rows are held out, none is left to "
-                     "train on"));
   }
   return dataset;
 }

@@ -51,8 +51,9 @@ struct LabelDatasetOptions {
   double validation_share = 0.1;
   double replay_share = 0.5;
   uint64_t seed = 1;
-  // Kind, head and weight of the heads to train; those without any row are left
-  // out of the result where `skip_empty`, else kFailedPrecondition names one.
+  // Kind, head and weight of the heads to train; those without any row to train
+  // on are left out of the result where `skip_empty`, else kFailedPrecondition
+  // names one.
   std::vector<FitTask> tasks;
   bool skip_empty = false;
 };

@@ -25,7 +25,8 @@ int main(int argc, char** argv) {
       "  # a pretrained checkpoint, served as it is\n"
       "  vitrine-trainer import --from ms-marco-MiniLM-L-6-v2 \\\n"
       "      --out registry --model shop\n\n"
-      "Exit status: 0 done, 1 failed or rejected, 2 wrong usage, 130 interrupted.");
+      "Exit status: 0 done, 1 failed or rejected, 2 wrong usage, 130 "
+      "interrupted.");
   vitrine::CommandFunction run;
   vitrine::AddInitCommand(&app, &run);
   vitrine::AddImportCommand(&app, &run);

@@ -64,6 +64,9 @@ class Network {
   // Starts training: gradients will be of `parameters`, masks of dropout from
   // `seed`.
   void StartTraining(std::vector<at::Tensor> parameters, uint64_t seed);
+  // The streams of dropout, one a worker: with the parameters, all that
+  // ForwardBackward depends on.
+  std::vector<Dropout>& dropout() { return dropout_; }
 
   // The loss of head `h`'s raw outputs, (sequences, width) fp32, as a scalar.
   using LossFunction = std::function<at::Tensor(const at::Tensor& outputs)>;

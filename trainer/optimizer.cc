@@ -61,6 +61,13 @@ void ForEachSlot(std::vector<Slot>* slots, Workers* workers,
   });
 }
 
+std::vector<absl::Span<float>> SpansOf(std::vector<Slot>* slots,
+                                       std::vector<float> Slot::*moment) {
+  std::vector<absl::Span<float>> spans;
+  for (Slot& slot : *slots) spans.push_back(absl::MakeSpan(slot.*moment));
+  return spans;
+}
+
 class AdamW : public Optimizer {
  public:
   AdamW(const std::vector<ParameterGroup>& groups, Workers* workers)
@@ -90,6 +97,10 @@ class AdamW : public Optimizer {
                 keep * p[i] - step * m[i] / (std::sqrt(v[i]) * root + kEpsilon);
           }
         });
+  }
+
+  State GetState() override {
+    return {&steps_, {SpansOf(&slots_, &Slot::a), SpansOf(&slots_, &Slot::b)}};
   }
 
  private:
@@ -123,6 +134,8 @@ class Sgd : public Optimizer {
           }
         });
   }
+
+  State GetState() override { return {nullptr, {SpansOf(&slots_, &Slot::a)}}; }
 
  private:
   static constexpr float kMomentum = 0.9f;

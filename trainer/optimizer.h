@@ -3,9 +3,11 @@
 // AdamW and SGD over fp32 tensors on the CPU, each step one pass over memory:
 // LibTorch's own make nine, and for a BERT the step is bound by memory.
 
+#include <cstdint>
 #include <memory>
 #include <vector>
 
+#include "absl/types/span.h"
 #include "trainer/workers.h"
 
 namespace at {
@@ -29,6 +31,15 @@ class Optimizer {
   // clipping is done) with learning rates times `rate_factor`, and drops the
   // gradients.
   virtual void Step(double rate_factor, double gradient_scale) = 0;
+
+  // What it remembers, in place: to be kept, and to be written back before the
+  // first step. One moment after the other, each of every tensor in the
+  // groups' order.
+  struct State {
+    int64_t* steps = nullptr;  // null where they do not matter
+    std::vector<std::vector<absl::Span<float>>> moments;
+  };
+  virtual State GetState() = 0;
 };
 
 // Loshchilov and Hutter, 2019; betas 0.9 and 0.999, epsilon 1e-8.

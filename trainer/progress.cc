@@ -114,6 +114,10 @@ void ProgressPrinter::OnStart(const FineTuneReport& report) {
   for (const std::string& warning : report.warnings) {
     absl::FPrintF(out_, "warning: %s\n", warning);
   }
+  if (report.resumed_step > 0) {
+    absl::FPrintF(out_, "goes on from the checkpoint of step %d\n",
+                  report.resumed_step);
+  }
   std::fflush(out_);
   last_ = std::chrono::steady_clock::now();
 }
@@ -221,6 +225,7 @@ std::string ReportToJson(const FineTuneReport& report,
   json["epochs"] = report.epochs;
   json["best_epoch"] = report.best_epoch;
   json["steps"] = report.steps;
+  json["resumed_step"] = report.resumed_step;
   json["seconds"] = report.seconds;
   json["examples_per_second"] = report.examples_per_second;
   json["bf16"] = report.bf16;

@@ -38,6 +38,7 @@ class RelevanceTask : public Task {
     const GradeRange& grades = split_.training.grades;
     for (const RelevanceRow& row : split_.training.relevance) {
       targets_.push_back((row.grade - grades.min) / (grades.max - grades.min));
+      weights_.push_back(row.weight);
     }
     absl::flat_hash_map<std::string, int32_t> numbers;
     for (const RelevanceRow& row : split_.validation.relevance) {
@@ -61,12 +62,17 @@ class RelevanceTask : public Task {
 
   at::Tensor Loss(absl::Span<const int32_t> examples,
                   const at::Tensor& outputs) const override {
-    std::vector<float> targets;
+    std::vector<float> targets, weights;
+    float sum = 0;
     for (const int32_t example : examples) {
       targets.push_back(targets_[example]);
+      weights.push_back(weights_[example]);
+      sum += weights_[example];
     }
-    return at::binary_cross_entropy_with_logits(outputs.view({-1}),
-                                                at::tensor(targets));
+    // The mean by weights; of equal ones the plain mean.
+    for (float& weight : weights) weight *= weights.size() / sum;
+    return at::binary_cross_entropy_with_logits(
+        outputs.view({-1}), at::tensor(targets), at::tensor(weights));
   }
 
   int validation_rows() const override {
@@ -143,6 +149,7 @@ class RelevanceTask : public Task {
   const Split& split_;
   std::vector<Encoding> training_, validation_;
   std::vector<float> targets_;  // of training rows, in [0, 1]
+  std::vector<float> weights_;  // of training rows
   std::vector<int32_t> group_;  // of validation rows: the query's number
   std::vector<uint64_t> ties_;  // of validation rows
 };

@@ -13,6 +13,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
@@ -55,11 +56,27 @@ void Remove(const std::string& path) {
   }
 }
 
+std::string JobsFolder(const std::string& registry, const std::string& model) {
+  return JoinPath(JoinPath(registry, model), kJobsFolder);
+}
+
+// What a job's folder holds that nobody needs once it has ended.
+bool HasWorkFiles(const std::string& folder) {
+  return PathExists(JoinPath(folder, kDataFolder)) ||
+         PathExists(JoinPath(folder, kCheckpointFolder));
+}
+void RemoveWorkFiles(const std::string& folder) {
+  Remove(JoinPath(folder, kDataFolder));
+  Remove(JoinPath(folder, kCheckpointFolder));
+}
+
 // Nobody else on this file system works on the job while this lives: a worker
 // that was held up past its lease and one that took over would publish twice.
 class JobLock {
  public:
+  // Makes `folder` where it is not there. kUnavailable: another has it.
   static absl::StatusOr<JobLock> Take(const std::string& folder) {
+    RETURN_IF_ERROR(MakeFolders(folder));
     const std::string path = JoinPath(folder, "lock");
     const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
     if (fd < 0) {
@@ -67,11 +84,13 @@ class JobLock {
           absl::StrCat("open ", path, ": ", std::strerror(errno)));
     }
     JobLock lock(fd);
-    if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+    if (flock(fd, LOCK_EX | LOCK_NB) == 0) return lock;
+    if (errno == EWOULDBLOCK) {
       return absl::UnavailableError(
           absl::StrCat(path, " is held by another worker"));
     }
-    return lock;
+    return absl::InternalError(
+        absl::StrCat("lock ", path, ": ", std::strerror(errno)));
   }
   ~JobLock() {
     if (fd_ >= 0) close(fd_);
@@ -253,7 +272,14 @@ absl::StatusOr<int64_t> PublishedBy(const v1::TrainingJob& job,
     if (version <= job.base_version()) continue;
     const absl::StatusOr<internal::Manifest> manifest =
         registry.ReadManifest(job.model(), version);
-    if (manifest.ok() && manifest->job() == job.id()) return version;
+    // More than the number is compared: a store that was set up anew counts its
+    // jobs from 1 again.
+    if (manifest.ok() && manifest->job() == job.id() &&
+        manifest->parent() == job.base_version() &&
+        manifest->label_watermark() == job.label_watermark() &&
+        manifest->recipe() == job.recipe().ShortDebugString()) {
+      return version;
+    }
   }
   return 0;
 }
@@ -299,7 +325,12 @@ absl::Status ResolveWorkerConfig(internal::WorkerConfig* config) {
     }
   };
   if (config->registry().empty()) error("registry", "is required");
-  if (config->store().url().empty()) error("store.url", "is required");
+  if (config->store().url().empty()) {
+    error("store.url", "is required");
+  } else {
+    const absl::Status address = Database::CheckAddress(config->store().url());
+    if (!address.ok()) error("store.url", std::string(address.message()));
+  }
   time("store.lock_timeout", 5,
        config->mutable_store()->mutable_lock_timeout());
   time("lease", 30, config->mutable_lease());
@@ -377,6 +408,7 @@ absl::StatusOr<bool> TrainingWorker::RunOnce(const std::atomic<bool>& stop) {
   ASSIGN_OR_RETURN(const std::optional<v1::TrainingJob> job,
                    jobs_.Claim(claim));
   if (!job.has_value()) return false;
+  RemoveLeftovers(job->model());
   RETURN_IF_ERROR(RunJob(*job, stop));
   return true;
 }
@@ -400,13 +432,37 @@ absl::Status TrainingWorker::Finish(const v1::TrainingJob& job) {
   return status;
 }
 
+void TrainingWorker::RemoveLeftovers(const std::string& model) {
+  const absl::Status staging = registry_.RemoveStaleStaging(model);
+  if (!staging.ok() && !absl::IsNotFound(staging)) {
+    Log(LogLevel::kWarning, "staging_not_removed",
+        {{"model", model}, {"error", staging}});
+  }
+  const std::string jobs = JobsFolder(config_.registry(), model);
+  const absl::StatusOr<std::vector<std::string>> names = ListFolder(jobs);
+  if (!names.ok()) return;  // no job yet
+  for (const std::string& name : *names) {
+    const std::string folder = JoinPath(jobs, name);
+    int64_t id = 0;
+    if (!absl::SimpleAtoi(name, &id) || !HasWorkFiles(folder)) continue;
+    const absl::StatusOr<v1::TrainingJob> job = jobs_.Get(id);
+    if (!job.ok() || !IsFinal(job->state())) continue;
+    const absl::StatusOr<JobLock> lock = JobLock::Take(folder);
+    if (lock.ok()) RemoveWorkFiles(folder);
+  }
+}
+
 absl::Status TrainingWorker::QueueByPolicies() {
   for (const internal::TrainingPolicy& policy : config_.policies()) {
     const absl::StatusOr<int64_t> job =
         QueueByPolicy(policy, registry_, labels_, jobs_, absl::Now());
     if (absl::IsNotFound(job.status())) continue;  // no such model yet
-    RETURN_IF_ERROR(Annotate(job.status(), "policy"));
-    if (*job > 0) {
+    if (absl::IsUnavailable(job.status())) return job.status();
+    if (!job.ok()) {
+      // One model's damage keeps no other model's jobs waiting.
+      Log(LogLevel::kError, "policy_failed",
+          {{"model", policy.model()}, {"error", job.status()}});
+    } else if (*job > 0) {
       Log(LogLevel::kInfo, "job_queued",
           {{"job", *job}, {"model", policy.model()}, {"by", "policy"}});
     }
@@ -475,6 +531,10 @@ struct JobRun {
     options.items = data.items;
     options.tasks = data.tasks;
     options.threads = config.threads();
+    options.checkpoint_folder = JoinPath(folder, kCheckpointFolder);
+    options.checkpoint_seconds =
+        absl::ToDoubleSeconds(FromProto(config.checkpoint_interval()));
+    options.tensorboard_folder = JoinPath(folder, kTensorBoardFolder);
     options.publish = !job.dry_run();
     options.job = job.id();
     options.label_watermark = job.label_watermark();
@@ -514,15 +574,19 @@ absl::Status TrainingWorker::RunJob(v1::TrainingJob job,
        {"attempt", job.attempts()},
        {"base", job.base_version()},
        {"labels", job.label_watermark()}});
-  const std::string folder =
-      JoinPath(JoinPath(JoinPath(config_.registry(), job.model()), kJobsFolder),
-               absl::StrCat(job.id()));
-  RETURN_IF_ERROR(MakeFolders(folder));
+  const std::string folder = JoinPath(
+      JobsFolder(config_.registry(), job.model()), absl::StrCat(job.id()));
   const absl::StatusOr<JobLock> lock = JobLock::Take(folder);
-  if (!lock.ok()) {
+  if (absl::IsUnavailable(lock.status())) {
     // Its worker lives, though its lease ran out. It will hear of that.
     RETURN_IF_ERROR(jobs_.Release(job.id(), name_));
     return lock.status();
+  }
+  if (!lock.ok()) {
+    // A registry that cannot be written: said at once, not after as many
+    // attempts as there may be.
+    FillOutcome(lock.status(), &job);
+    return Finish(job);
   }
 
   absl::StatusOr<FineTuneReport> report = absl::UnknownError("not trained");
@@ -548,14 +612,13 @@ absl::Status TrainingWorker::RunJob(v1::TrainingJob job,
     // The worker is stopped, or the store cannot be read: later, then.
     Log(LogLevel::kInfo, "job_released",
         {{"job", job.id()}, {"why", report.status()}});
-    return jobs_.Release(job.id(), name_);
+    RETURN_IF_ERROR(jobs_.Release(job.id(), name_));
+    return interrupted ? absl::OkStatus() : report.status();
   } else {
     FillOutcome(report, &job);
   }
   RETURN_IF_ERROR(Finish(job));
-  for (const char* const part : {kDataFolder, kCheckpointFolder}) {
-    Remove(JoinPath(folder, part));
-  }
+  RemoveWorkFiles(folder);
   return absl::OkStatus();
 }
 

@@ -41,6 +41,9 @@ class TrainingWorker {
 
  private:
   absl::Status QueueByPolicies();
+  // What was left behind by workers that were killed, and by jobs that were
+  // ended while nobody had them.
+  void RemoveLeftovers(const std::string& model);
   // Ends the job, or gives it back.
   absl::Status RunJob(v1::TrainingJob job, const std::atomic<bool>& stop);
   absl::Status Finish(const v1::TrainingJob& job);

@@ -73,7 +73,8 @@ int64_t SizeOnDisk(const std::vector<NamedTensor>& encoder,
   return bytes;
 }
 
-absl::Status CheckFreeDisk(const std::string& folder, int64_t bytes) {
+absl::Status CheckFreeDisk(const std::string& folder, int64_t bytes,
+                           const char* what) {
   std::error_code error;
   std::filesystem::path path = std::filesystem::absolute(folder, error);
   while (path.has_relative_path() && !std::filesystem::exists(path, error)) {
@@ -89,8 +90,8 @@ absl::Status CheckFreeDisk(const std::string& folder, int64_t bytes) {
       static_cast<int64_t>(info.f_bavail) * static_cast<int64_t>(info.f_frsize);
   if (free < bytes + kSpareBytes) {
     return absl::ResourceExhaustedError(
-        absl::StrFormat("%s: %.0f MB free, %.0f MB needed for the new version",
-                        folder, free / 1e6, (bytes + kSpareBytes) / 1e6));
+        absl::StrFormat("%s: %.0f MB free, %.0f MB needed for %s", folder,
+                        free / 1e6, (bytes + kSpareBytes) / 1e6, what));
   }
   return absl::OkStatus();
 }

@@ -33,8 +33,10 @@ int64_t SizeOnDisk(const std::vector<NamedTensor>& encoder,
                    const std::vector<NamedTensor>& heads);
 
 // kResourceExhausted when the file system of `folder` (or of its nearest
-// parent that exists) has less than `bytes` free, and some to spare.
-absl::Status CheckFreeDisk(const std::string& folder, int64_t bytes);
+// parent that exists) has less than `bytes` free, and some to spare. `what`
+// they are for is in the message.
+absl::Status CheckFreeDisk(const std::string& folder, int64_t bytes,
+                           const char* what = "the new version");
 
 // The folder that LoadCheckpoint and LoadTokenizer take, without manifest.
 absl::Status WriteModelFolder(const std::string& folder,

@@ -77,7 +77,7 @@ class Server:
              "--config", self.config_file, *flags],
             stdout=self.log, stderr=subprocess.STDOUT)
         self.channels = []
-        self.port = self.metrics_port = 0
+        self.port = self.metrics_port = self.admin_port = 0
         if wait:
             try:
                 self.wait_for_ports()
@@ -98,22 +98,27 @@ class Server:
         found = wait_until(ports, "the port file")
         self.port = int(found[0])
         self.metrics_port = int(found[1]) if len(found) > 1 else 0
+        self.admin_port = int(found[2]) if len(found) > 2 else 0
 
     @property
     def target(self):
         return "127.0.0.1:%d" % self.port
 
+    @property
+    def admin_target(self):
+        return "127.0.0.1:%d" % self.admin_port
+
     def logged(self):
         with open(self.log_file, encoding="utf-8", errors="replace") as lines:
             return lines.read()
 
-    def channel(self, **options):
+    def channel(self, target=None, **options):
         """A connection of its own."""
         arguments = [("grpc.use_local_subchannel_pool", 1),
                      ("grpc.max_receive_message_length", -1),
                      ("grpc.max_send_message_length", -1)]
         arguments += [(name, value) for name, value in options.items()]
-        channel = grpc.insecure_channel(self.target, arguments)
+        channel = grpc.insecure_channel(target or self.target, arguments)
         self.channels.append(channel)
         return channel
 
