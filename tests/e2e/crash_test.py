@@ -182,19 +182,24 @@ class Crash:
             self.registry, self.store.url, "max_attempts: 1000",
             lease_ms=1000)
 
-    def kill_server(self):
+    def kill(self, victim):
+        """Both at one moment, as when a host loses its power."""
         with self.server_lock:
-            server, self.server = self.server, None
-        server.process.kill()
-        server.wait()
-        self.server_log = server.logged()
-        server.close()
-
-    def kill_worker(self):
-        self.worker.kill()
-        self.worker_log = self.worker.logged()
-        self.worker.close()
-        self.worker = None
+            server = worker = None
+            if victim in ("server", "both"):
+                server, self.server = self.server, None
+                server.process.kill()
+            if victim in ("worker", "both"):
+                worker, self.worker = self.worker, None
+                worker.process.kill()
+        if server is not None:
+            server.wait()
+            self.server_log = server.logged()
+            server.close()
+        if worker is not None:
+            worker.kill()
+            self.worker_log = worker.logged()
+            worker.close()
 
     def ports(self):
         """Feedback and admin, or None where there is no server now."""
@@ -358,18 +363,22 @@ class Crash:
             "select state from jobs where state not in "
             "('succeeded', 'rejected', 'failed', 'cancelled')")]
 
-    def await_stage(self, condition):
+    def staging(self):
+        return {name for name in os.listdir(self.model)
+                if name.startswith(".staging-")}
+
+    def await_stage(self, condition, pause=0.001):
         """Whether it came about in time."""
         end = time.monotonic() + AIM_SECONDS
         while not condition():
             if time.monotonic() > end:
                 return False
-            time.sleep(0.001)
+            time.sleep(pause)
         return True
 
     def aim(self, stage):
-        """Waits for the stage and some random moments more; whether it was
-        met."""
+        """Waits for the stage and some random moments more. Returns what tells
+        after the kill whether it hit."""
         def later(seconds):
             time.sleep(self.random.uniform(0, seconds))
 
@@ -383,23 +392,26 @@ class Crash:
             met = self.await_stage(lambda: len(self.keys) > before)
             later(0.01)
         elif stage == "training":
-            met = self.await_stage(lambda: "running" in self.open_states())
-            later(0.8)
+            self.await_stage(lambda: "running" in self.open_states())
+            later(0.3)
+            return lambda: "running" in self.open_states()
         elif stage == "judging":
-            met = self.await_stage(lambda: "evaluating" in self.open_states())
-            later(0.1)
+            self.await_stage(lambda: "evaluating" in self.open_states())
+            later(0.05)
+            return lambda: "evaluating" in self.open_states()
         elif stage == "publishing":
-            def staging():
-                return any(name.startswith(".staging-") and
-                           name not in seen
-                           for name in os.listdir(self.model))
-            seen = set(os.listdir(self.model))
-            met = self.await_stage(staging)
-            later(0.08)
+            seen = self.staging()
+            self.await_stage(lambda: self.staging() - seen)
+            later(0.05)
+            return lambda: self.staging() - seen
         elif stage == "published":
             before = self.versions()[-1]
-            met = self.await_stage(lambda: self.versions()[-1] > before)
-            later(0.01)
+            self.await_stage(lambda: self.versions()[-1] > before, pause=0)
+            time.sleep(self.random.choice((0, 0, 0.002, 0.005)))
+            # The job has yet to say so.
+            return lambda: self.versions()[-1] > before and self.store.query(
+                "select count(*) from jobs where result_version = %d" %
+                self.versions()[-1])[0][0] == 0
         elif stage == "activating":
             def current():
                 return os.stat(os.path.join(self.model, "CURRENT")).st_ino
@@ -409,8 +421,7 @@ class Crash:
         else:
             met = True
             later(1.5)
-        if met:
-            self.hits[stage] += 1
+        return lambda: met
 
     # Checks.
 
@@ -601,28 +612,28 @@ class Crash:
     # All of it.
 
     def one_kill(self, stage):
-        self.aim(stage)
+        has_hit = self.aim(stage)
         victims = {
             "labelling": ("server", "server", "both"),
             "queueing": ("server", "worker", "both"),
             "training": ("worker", "worker", "both", "server"),
             "judging": ("worker", "worker", "both"),
             "publishing": ("worker", "worker", "both"),
-            "published": ("worker", "worker", "both", "server"),
+            "published": ("worker", "worker", "both"),
             "activating": ("server", "server", "both"),
         }.get(stage, ("server", "worker", "both"))
         victim = self.random.choice(victims)
         for turn in range(2 if stage == "starting" else 1):
             if turn:  # at the program's start, too
                 time.sleep(self.random.uniform(0, 0.6))
-            if victim in ("server", "both"):
-                self.kill_server()
-            if victim in ("worker", "both"):
-                self.kill_worker()
-            if self.options.verbose:
-                sys.stderr.write("kill %d: %s while %s\n" % (
-                    self.kills + 1, victim, stage))
+            self.kill(victim)
             if not turn:
+                hit = has_hit()
+                self.hits[stage] += bool(hit)
+                if self.options.verbose:
+                    sys.stderr.write("kill %d: %s while %s%s\n" % (
+                        self.kills + 1, victim, stage,
+                        "" if hit else ", missed"))
                 self.check_now()
                 time.sleep(self.random.choice((0, 0, 0.3)))
             if victim in ("server", "both"):
