@@ -49,8 +49,8 @@ def share(text):
 
 
 def ndcg_at_10(grades):
-    """Of grades in the order of a ranking."""
-    gain = lambda order: sum((2 ** grade - 1) / math.log2(place + 2)
+    """Of grades from 1 to 3 in the order of a ranking."""
+    gain = lambda order: sum((2 ** (grade - 1) - 1) / math.log2(place + 2)
                              for place, grade in enumerate(order[:10]))
     return gain(grades) / gain(sorted(grades, reverse=True))
 
@@ -108,9 +108,11 @@ class Loop:
         self.recipe = """
           tasks { kind: TRAINING_TASK_KIND_RELEVANCE }
           epochs: %d learning_rate: %g batch_size: 64 seed: %d replay_share: 0.5
-          gate { rules { metric: "ndcg@10" min_change: 0
-                         evidence: GATE_EVIDENCE_PROOF_OF_GAIN } }""" % (
-            options.epochs, options.learning_rate, options.seed)
+          patience: 1
+          gate { rules { metric: "ndcg@10" min_change: %g %s } }""" % (
+            options.epochs, options.learning_rate, options.seed,
+            options.min_change,
+            "evidence: GATE_EVIDENCE_PROOF_OF_GAIN" if options.proof else "")
         self.server = harness.Server(
             self.path("registry"), model="", config="""
               models { name: "%s" activation: ACTIVATION_AUTOMATIC }
@@ -273,8 +275,13 @@ def main():
     parser.add_argument("--data", required=True,
                         help="home_depot.jsonl.gz: query, item_id, title, "
                         "grade from 1 to 3")
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--min-change", type=float, default=0,
+                        help="of NDCG@10, for the gate")
+    parser.add_argument("--proof", action="store_true",
+                        help="the gate wants proof of a gain, not just none "
+                        "of harm")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--words", type=int, default=12000,
