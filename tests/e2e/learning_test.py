@@ -15,6 +15,8 @@ import models
 from learning import admin, feedback_pb2
 
 SUCCEEDED = admin.TRAINING_JOB_STATE_SUCCEEDED
+# Far below a lease or a long job's time.
+SOON = 120 if harness.SANITIZED else 20
 RUNNING = admin.TRAINING_JOB_STATE_RUNNING
 
 
@@ -100,11 +102,14 @@ class LearningTest(learning.TestCase):
         watched = vitrine("train", "start", "--recipe", recipe, "--watch")
         self.assertIn("succeeded", watched)
         self.assertIn("3", watched)
-        harness.wait_until(lambda: self.current() == 3, "the activation")
         stub = server.stub()
-        self.assertEqual(
-            stub.Rank(harness.rank_request(),
-                      timeout=harness.PATIENCE).model.version, "3")
+
+        def serving():
+            return stub.Rank(harness.rank_request(),
+                             timeout=harness.PATIENCE).model.version
+
+        harness.wait_until(lambda: serving() == "3", "the activation")
+        self.assertEqual(self.current(), 3)
 
         listed = vitrine("model", "list")
         self.assertRegex(listed, r"(?m)^\W*3\b.*\b2\b")
@@ -125,9 +130,7 @@ class LearningTest(learning.TestCase):
         self.assertEqual(self.current(), 2)
         # By policy a version is activated once: the rollback stays.
         time.sleep(0.3)
-        self.assertEqual(
-            stub.Rank(harness.rank_request(),
-                      timeout=harness.PATIENCE).model.version, "2")
+        self.assertEqual(serving(), "2")
         trail = vitrine("audit")
         order = [trail.index(action) for action in (
             "job.queued", "job.running", "job.evaluating", "job.succeeded",
@@ -148,7 +151,7 @@ class LearningTest(learning.TestCase):
             stub = second.admin()
             harness.wait_until(
                 lambda: stub.GetModelVersion().version.version == version,
-                "the replica", 5)
+                "the replica", SOON)
 
     # Workers.
 
@@ -157,7 +160,10 @@ class LearningTest(learning.TestCase):
         first = self.start_worker(lease_ms=500)
         number = self.train(stub, recipe=learning.recipe(
             epochs=60, batch_size=4))
-        self.await_progress(stub, number)
+        # The second, so that the first is whole.
+        checkpoint = os.path.join(self.models, "shop", ".jobs", str(number),
+                                  "checkpoint", "checkpoint-2")
+        harness.wait_until(lambda: os.path.exists(checkpoint), "a checkpoint")
         first.kill()
         second = self.start_worker(lease_ms=500)
         job = stub.await_end(number)
@@ -165,6 +171,8 @@ class LearningTest(learning.TestCase):
                          (SUCCEEDED, 2, second.name), job)
         self.assertEqual(self.versions(), [1, 2, job.result_version])
         self.assertIn("job.taken_over", self.actions(stub))
+        # From its checkpoint.
+        self.assertRegex(second.logged(), r"training_resumed .*step=[1-9]")
 
     def test_a_stopped_worker_gives_its_job_back(self):
         _, stub = self.start_both()
@@ -179,7 +187,7 @@ class LearningTest(learning.TestCase):
         # Long before the lease would have run out.
         self.start_worker(lease_ms=60000)
         harness.wait_until(lambda: stub.job(number).state == RUNNING,
-                           "the next worker", 20)
+                           "the next worker", SOON)
         stub.CancelTrainingJob(id=number)
         stub.await_end(number)
 
@@ -200,7 +208,7 @@ class LearningTest(learning.TestCase):
         number = self.train(stub, recipe=learning.recipe(**self.LONG))
         self.await_progress(stub, number)
         stub.CancelTrainingJob(id=number)
-        job = stub.await_end(number, timeout=20)
+        job = stub.await_end(number, timeout=SOON)
         self.assertEqual(job.state, admin.TRAINING_JOB_STATE_CANCELLED)
         self.assertEqual(self.versions(), [1, 2])
         # The worker lives on.
