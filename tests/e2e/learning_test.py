@@ -407,7 +407,8 @@ class LearningTest(learning.TestCase):
             out.write('registry: "r" store { url: "mysql:labels" }')
         done = harness.run("vitrine-trainer", "work", "--config", path,
                            "--check", check=1)
-        self.assertIn("store.url: database address begins with neither", done.stderr)
+        self.assertIn("store.url: database address begins with neither",
+                      done.stderr)
         with open(path, "w") as out:
             out.write('registry: "r" store { url: "sqlite:labels.db" }')
         harness.run("vitrine-trainer", "work", "--config", path, "--check",
