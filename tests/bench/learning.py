@@ -86,7 +86,8 @@ def write_encoder(folder, rows, options):
     encoder = os.path.join(folder, "encoder")
     harness.run("vitrine-trainer", "init", "--vocab", vocab, "--layers",
                 options.layers, "--hidden", options.hidden, "--heads",
-                options.hidden // 64, "--out", encoder, check=0)
+                options.hidden // 64, "--segments", 2 if options.plain else 4,
+                "--out", encoder, check=0)
     harness.run("vitrine-trainer", "import", "--from", encoder, "--out",
                 os.path.join(folder, "registry"), "--model", MODEL, check=0)
 
@@ -277,6 +278,8 @@ def main():
                         "grade from 1 to 3")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--plain", action="store_true",
+                        help="an encoder without match marks")
     parser.add_argument("--min-change", type=float, default=0,
                         help="of NDCG@10, for the gate")
     parser.add_argument("--proof", action="store_true",
