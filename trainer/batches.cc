@@ -1,6 +1,7 @@
 #include "trainer/batches.h"
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 
 namespace vitrine {
@@ -35,6 +36,45 @@ std::vector<TrainingBatch> MakeBatches(int task, const std::vector<int>& tokens,
     }
     batches.back().examples.push_back(example);
     filled += tokens[example];
+  }
+  return batches;
+}
+
+std::vector<TrainingBatch> MakeGroupedBatches(int task,
+                                              const std::vector<int>& tokens,
+                                              const std::vector<int>& groups,
+                                              int batch_size, int batch_tokens,
+                                              std::mt19937_64* random) {
+  // Ordered, so that the shuffle begins from the same order in every run.
+  std::map<int, std::vector<int32_t>> by_group;
+  for (size_t i = 0; i < groups.size(); ++i) {
+    by_group[groups[i]].push_back(static_cast<int32_t>(i));
+  }
+  std::vector<const std::vector<int32_t>*> order;
+  for (const auto& [group, examples] : by_group) order.push_back(&examples);
+  Shuffle(&order, random);
+  std::vector<TrainingBatch> batches;
+  int64_t filled = 0;
+  const auto begin = [&] {
+    batches.push_back({task, {}});
+    filled = 0;
+  };
+  for (const std::vector<int32_t>* const examples : order) {
+    int64_t needed = 0;
+    for (const int32_t example : *examples) needed += tokens[example];
+    if (batches.empty() || filled + needed > batch_tokens ||
+        batches.back().examples.size() + examples->size() > batch_size) {
+      if (batches.empty() || !batches.back().examples.empty()) begin();
+    }
+    for (const int32_t example : *examples) {
+      if (!batches.back().examples.empty() &&
+          (batches.back().examples.size() >= batch_size ||
+           filled + tokens[example] > batch_tokens)) {
+        begin();
+      }
+      batches.back().examples.push_back(example);
+      filled += tokens[example];
+    }
   }
   return batches;
 }

@@ -22,6 +22,15 @@ std::vector<TrainingBatch> MakeBatches(int task, const std::vector<int>& tokens,
                                        int batch_size, int batch_tokens,
                                        std::mt19937_64* random);
 
+// Every example once, those of a group (groups[i] is example i's) side by side,
+// for losses over a group: groups are shuffled, and one that does not fit into
+// what is left of a batch begins the next. A group above the limits is cut.
+std::vector<TrainingBatch> MakeGroupedBatches(int task,
+                                              const std::vector<int>& tokens,
+                                              const std::vector<int>& groups,
+                                              int batch_size, int batch_tokens,
+                                              std::mt19937_64* random);
+
 // Fisher-Yates on the engine's own bits: the standard library's shuffle may
 // differ between implementations.
 template <typename T>

@@ -150,6 +150,7 @@ class Run {
   std::vector<std::unique_ptr<Task>> tasks_;
   std::vector<int> heads_;  // the network's number of each task's head
   std::vector<std::vector<int>> tokens_;  // of each task's examples
+  std::vector<std::vector<int>> groups_;  // likewise; empty: there are none
   // Of each task with the source's weights; of nothing where its head is new.
   std::vector<Evaluation> before_;
   std::vector<Evaluation> after_;  // with the weights that were kept
@@ -257,6 +258,7 @@ absl::Status Run::ReadData() {
 absl::Status Run::MakeTasks() {
   for (size_t i = 0; i < options_.tasks.size(); ++i) {
     TaskSettings settings;
+    settings.relevance_loss = options_.relevance_loss;
     settings.temperature = options_.temperature;
     settings.targets_per_user = options_.targets_per_user;
     const std::string name = HeadName(options_.tasks[i]);
@@ -299,6 +301,12 @@ absl::Status Run::MakeTasks() {
     std::vector<int> tokens(task->examples());
     for (int e = 0; e < tokens.size(); ++e) tokens[e] = task->tokens(e);
     tokens_.push_back(std::move(tokens));
+    std::vector<int>& groups = groups_.emplace_back();
+    if (task->group(0) >= 0) {
+      for (int e = 0; e < task->examples(); ++e) {
+        groups.push_back(task->group(e));
+      }
+    }
     heads_.push_back(head);
     tasks_.push_back(std::move(task));
     RETURN_IF_ERROR(CheckStop());
@@ -384,7 +392,8 @@ absl::StatusOr<std::string> Run::Fingerprint() const {
     absl::StrAppendFormat(&text, "|%.17g", value);
   }
   for (const int64_t value :
-       {int64_t{o.sgd}, static_cast<int64_t>(o.schedule), int64_t{o.batch_size},
+       {int64_t{o.sgd}, static_cast<int64_t>(o.schedule),
+        static_cast<int64_t>(o.relevance_loss), int64_t{o.batch_size},
         int64_t{o.batch_tokens}, int64_t{o.epochs}, int64_t{o.patience},
         int64_t{o.freeze}, static_cast<int64_t>(o.seed),
         int64_t{o.targets_per_user}, int64_t{report_.bf16},
@@ -636,9 +645,14 @@ absl::Status Run::Train() {
   const auto make = [&] {
     std::vector<TrainingBatch> batches;
     for (size_t i = 0; i < tasks_.size(); ++i) {
+      const auto task = static_cast<int>(i);
       std::vector<TrainingBatch> more =
-          MakeBatches(static_cast<int>(i), tokens_[i], options_.batch_size,
-                      options_.batch_tokens, &random_);
+          groups_[i].empty()
+              ? MakeBatches(task, tokens_[i], options_.batch_size,
+                            options_.batch_tokens, &random_)
+              : MakeGroupedBatches(task, tokens_[i], groups_[i],
+                                   options_.batch_size, options_.batch_tokens,
+                                   &random_);
       std::move(more.begin(), more.end(), std::back_inserter(batches));
     }
     Shuffle(&batches, &random_);

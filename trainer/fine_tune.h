@@ -60,6 +60,7 @@ struct FineTuneOptions {
   std::optional<bool> bf16;  // none: where the processor gains by it
   int threads = 0;           // 0: as many as processors
   bool save_f16 = false;
+  RelevanceLoss relevance_loss = RelevanceLoss::kGraded;
   double temperature = 0.05;
   int targets_per_user = 20;
   // Of new heads; what is trained already keeps its own.

@@ -77,6 +77,7 @@ struct FitFlags {
   std::vector<double> weights;
   std::string optimizer = "adamw";
   std::string schedule = "linear";
+  std::string relevance_loss = "graded";
   std::string freeze = "none";
   std::string bf16 = "auto";
   std::string pooling = "cls";
@@ -158,6 +159,9 @@ void Resolve(const CLI::App& command, FitFlags* flags) {
   options.schedule = flags->schedule == "linear"   ? Schedule::kLinear
                      : flags->schedule == "cosine" ? Schedule::kCosine
                                                    : Schedule::kConstant;
+  options.relevance_loss = flags->relevance_loss == "lambda"
+                               ? RelevanceLoss::kLambda
+                               : RelevanceLoss::kGraded;
   if (flags->freeze == "encoder") {
     options.freeze = FineTuneOptions::kFreezeEncoder;
   } else if (flags->freeze != "none" &&
@@ -295,6 +299,10 @@ void AddTrainingOptions(CLI::App* command, FitFlags* flags) {
   add("--clip", o->clip, "Largest norm of the gradients; 0: no limit");
   add("--freeze", flags->freeze,
       "none; encoder (heads only); N: the embeddings and the N bottom layers");
+  add("--relevance-loss", flags->relevance_loss,
+      "graded: cross-entropy on grades; lambda: half of it LambdaLoss over the "
+      "rows of a query, for the order")
+      ->check(CLI::IsMember({"graded", "lambda"}));
   add("--temperature", o->temperature, "Of recommendation's softmax");
   add("--targets-per-user", o->targets_per_user,
       "Recommendation: a user's newest items to predict; 0: all");

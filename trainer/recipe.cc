@@ -84,6 +84,9 @@ absl::StatusOr<FineTuneOptions> OptionsOf(const v1::TrainingRecipe& recipe) {
   options.patience = recipe.patience();
   options.validation_share = ValidationShareOf(recipe);
   if (recipe.seed() > 0) options.seed = recipe.seed();
+  if (recipe.relevance_loss() == v1::RELEVANCE_LOSS_LAMBDA) {
+    options.relevance_loss = RelevanceLoss::kLambda;
+  }
   if (recipe.temperature() > 0) options.temperature = recipe.temperature();
   if (recipe.has_weight_decay()) options.weight_decay = recipe.weight_decay();
   if (recipe.has_dropout()) options.dropout = recipe.dropout();

@@ -1,5 +1,6 @@
 // Relevance: a query and an item as one sequence, one logit, its sigmoid held
-// against the grade mapped to [0, 1] by binary cross-entropy.
+// against the grade mapped to [0, 1] by binary cross-entropy, beside which a
+// loss over the order of a query's rows may stand.
 
 #include <ATen/ATen.h>
 
@@ -10,6 +11,7 @@
 #include "absl/strings/str_join.h"
 #include "base/status_macros.h"
 #include "trainer/bm25.h"
+#include "trainer/lambda_loss.h"
 #include "trainer/task.h"
 
 namespace vitrine {
@@ -28,9 +30,12 @@ std::string PlainText(const v1::Item& item) {
 
 class RelevanceTask : public Task {
  public:
-  RelevanceTask(const internal::Head& head, const Catalogue& catalogue,
+  RelevanceTask(const TaskSettings& settings, const Catalogue& catalogue,
                 const Split& split)
-      : Task(head), catalogue_(catalogue), split_(split) {}
+      : Task(settings.head),
+        loss_(settings.relevance_loss),
+        catalogue_(catalogue),
+        split_(split) {}
 
   absl::Status Init(const Featurizer& featurizer) {
     RETURN_IF_ERROR(Encode(featurizer, split_.training, &training_));
@@ -41,6 +46,12 @@ class RelevanceTask : public Task {
       weights_.push_back(row.weight);
     }
     absl::flat_hash_map<std::string, int32_t> numbers;
+    for (const RelevanceRow& row : split_.training.relevance) {
+      queries_.push_back(
+          numbers.emplace(row.query, static_cast<int32_t>(numbers.size()))
+              .first->second);
+    }
+    numbers.clear();
     for (const RelevanceRow& row : split_.validation.relevance) {
       group_.push_back(
           numbers.emplace(row.query, static_cast<int32_t>(numbers.size()))
@@ -53,6 +64,10 @@ class RelevanceTask : public Task {
   int examples() const override { return static_cast<int>(training_.size()); }
   int tokens(int example) const override {
     return static_cast<int>(training_[example].ids.size());
+  }
+
+  int group(int example) const override {
+    return loss_ == RelevanceLoss::kLambda ? queries_[example] : -1;
   }
 
   std::vector<const Encoding*> Sequences(
@@ -71,8 +86,19 @@ class RelevanceTask : public Task {
     }
     // The mean by weights; of equal ones the plain mean.
     for (float& weight : weights) weight *= weights.size() / sum;
-    return at::binary_cross_entropy_with_logits(
-        outputs.view({-1}), at::tensor(targets), at::tensor(weights));
+    const at::Tensor scores = outputs.view({-1});
+    const at::Tensor graded = at::binary_cross_entropy_with_logits(
+        scores, at::tensor(targets), at::tensor(weights));
+    if (loss_ == RelevanceLoss::kGraded) return graded;
+    std::vector<LambdaRow> rows;
+    for (const int32_t example : examples) {
+      const RelevanceRow& row = split_.training.relevance[example];
+      rows.push_back({queries_[example], row.grade - split_.training.grades.min,
+                      row.weight});
+    }
+    // Of the two in equal parts: the order alone would leave the scores
+    // anywhere, and they are to be probabilities.
+    return 0.5 * graded + 0.5 * LambdaLoss(scores, rows);
   }
 
   int validation_rows() const override {
@@ -145,13 +171,15 @@ class RelevanceTask : public Task {
                              probabilities);
   }
 
+  const RelevanceLoss loss_;
   const Catalogue& catalogue_;
   const Split& split_;
   std::vector<Encoding> training_, validation_;
-  std::vector<float> targets_;  // of training rows, in [0, 1]
-  std::vector<float> weights_;  // of training rows
-  std::vector<int32_t> group_;  // of validation rows: the query's number
-  std::vector<uint64_t> ties_;  // of validation rows
+  std::vector<float> targets_;    // of training rows, in [0, 1]
+  std::vector<float> weights_;    // of training rows
+  std::vector<int32_t> queries_;  // of training rows: the query's number
+  std::vector<int32_t> group_;    // of validation rows: the query's number
+  std::vector<uint64_t> ties_;    // of validation rows
 };
 
 }  // namespace
@@ -159,7 +187,7 @@ class RelevanceTask : public Task {
 absl::StatusOr<std::unique_ptr<Task>> NewRelevanceTask(
     const TaskSettings& settings, const Featurizer& featurizer,
     const Catalogue& catalogue, const Split& split) {
-  auto task = std::make_unique<RelevanceTask>(settings.head, catalogue, split);
+  auto task = std::make_unique<RelevanceTask>(settings, catalogue, split);
   RETURN_IF_ERROR(task->Init(featurizer));
   return task;
 }

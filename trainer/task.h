@@ -28,9 +28,16 @@ struct Baseline {
   std::vector<MetricValue> metrics;
 };
 
+// How relevance learns.
+enum class RelevanceLoss {
+  kGraded,  // cross-entropy on grades, row by row
+  kLambda,  // half of that, half LambdaLoss over the rows of a query
+};
+
 struct TaskSettings {
   // Name, kind and pooling. Labels are kept, those new in the data follow.
   internal::Head head;
+  RelevanceLoss relevance_loss = RelevanceLoss::kGraded;
   double temperature = 0.05;  // recommendation: of the cosines in the softmax
   // Recommendation: a user's newest items that become targets; 0: all.
   int targets_per_user = 20;
@@ -49,6 +56,13 @@ class Task {
   // by.
   virtual int examples() const = 0;
   virtual int tokens(int example) const = 0;
+
+  // Whose examples belong side by side in a batch; -1: nobody's. Of all
+  // examples or of none.
+  virtual int group(int example) const {
+    (void)example;
+    return -1;
+  }
 
   // What the network is to run for the examples.
   virtual std::vector<const Encoding*> Sequences(

@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 #include <random>
+#include <set>
 #include <vector>
 
 namespace vitrine {
@@ -41,6 +43,43 @@ TEST(Batches, AnExampleAboveTheTokenLimitIsABatchOfItsOwn) {
   ASSERT_EQ(batches.size(), 2);
   EXPECT_EQ(batches[0].examples.size(), 2);
   EXPECT_EQ(batches[1].examples, std::vector<int32_t>{1});
+}
+
+TEST(Batches, KeepGroupsWhole) {
+  const std::vector<int> lengths = RandomLengths(1003);
+  std::vector<int> groups;
+  for (size_t i = 0; i < lengths.size(); ++i) {
+    groups.push_back(static_cast<int>(i * i % 97));
+  }
+  std::mt19937_64 random(1);
+  const auto batches =
+      MakeGroupedBatches(2, lengths, groups, 64, 1 << 20, &random);
+  std::map<int, std::set<int>> batches_of;
+  size_t seen = 0;
+  for (size_t b = 0; b < batches.size(); ++b) {
+    EXPECT_EQ(batches[b].task, 2);
+    EXPECT_LE(batches[b].examples.size(), 64);
+    EXPECT_FALSE(batches[b].examples.empty());
+    seen += batches[b].examples.size();
+    for (const int32_t example : batches[b].examples) {
+      batches_of[groups[example]].insert(static_cast<int>(b));
+    }
+  }
+  EXPECT_EQ(seen, lengths.size());
+  for (const auto& [group, of] : batches_of) {
+    EXPECT_EQ(of.size(), 1) << "group " << group;
+  }
+}
+
+TEST(Batches, CutAGroupAboveTheLimits) {
+  std::mt19937_64 random(1);
+  const std::vector<int> lengths(10, 10), groups(10, 3);
+  const auto by_size = MakeGroupedBatches(0, lengths, groups, 4, 1000, &random);
+  ASSERT_EQ(by_size.size(), 3);
+  EXPECT_EQ(by_size[2].examples, (std::vector<int32_t>{8, 9}));
+  const auto by_tokens = MakeGroupedBatches(0, lengths, groups, 8, 35, &random);
+  ASSERT_EQ(by_tokens.size(), 4);
+  EXPECT_EQ(by_tokens[0].examples, (std::vector<int32_t>{0, 1, 2}));
 }
 
 TEST(Batches, HoldLikeLengths) {

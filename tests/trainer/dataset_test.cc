@@ -115,6 +115,7 @@ TEST_F(DatasetTest, RelevanceTakesItemsByIdInnerOrFlat) {
   ASSERT_EQ(data->relevance.size(), 3);
   EXPECT_EQ(data->relevance[0].item, 0);
   EXPECT_EQ(data->relevance[1].grade, 1.5);
+  EXPECT_EQ(data->relevance[1].weight, 1);
   EXPECT_EQ(catalogue_.items[data->relevance[1].item].title(), "Tall lamp");
   EXPECT_EQ(catalogue_.items[data->relevance[2].item].id(), "q");
   EXPECT_EQ(catalogue_.items[data->relevance[2].item].brand(), "B");
@@ -136,6 +137,14 @@ TEST_F(DatasetTest, RelevanceErrorsNameLineAndField) {
               HasSubstr("\"query\": a string is expected, not number"));
   EXPECT_THAT(error(R"({"query":"q","item_id":"a"})"),
               HasSubstr("\"grade\": missing"));
+  const auto weighing = [&](const std::string& weight) {
+    return error(R"({"query":"q","item_id":"a","grade":1,"weight":)" + weight +
+                 "}");
+  };
+  EXPECT_THAT(weighing("0"), HasSubstr("\"weight\": 0 is not above 0"));
+  EXPECT_THAT(weighing("-1"), HasSubstr("\"weight\": -1 is not above 0"));
+  EXPECT_THAT(weighing("1e99"), HasSubstr("not finite"));
+  EXPECT_THAT(weighing("\"2\""), HasSubstr("a number is expected"));
   EXPECT_THAT(error(R"({"query":"q","item_id":"a","grade":"3"})"),
               HasSubstr("\"grade\": a number is expected, not string"));
   EXPECT_THAT(error(R"({"query":"q","item_id":"a","grade":3.5})"),

@@ -105,6 +105,19 @@ TEST_F(FineTuneTest, RelevanceLearnsMoreThanChanceAndServes) {
   EXPECT_EQ((*model)->relevance_head(), 0);
 }
 
+TEST_F(FineTuneTest, RelevanceLearnsByTheOrderToo) {
+  FineTuneOptions options = shop_.Options();
+  options.tasks = {shop_.Task(kRelevance)};
+  options.epochs = 6;
+  options.relevance_loss = RelevanceLoss::kLambda;
+  const auto report = Fit(options);
+  ASSERT_TRUE(report.ok()) << report.status();
+  const HeadReport& head = report->heads[0];
+  EXPECT_GT(Value(head.after, "ndcg@10"), 0.9);
+  // Scores stay probabilities.
+  EXPECT_LT(Value(head.after, "ece"), 0.2);
+}
+
 TEST_F(FineTuneTest, AllFourKindsTrainOverOneEncoder) {
   FineTuneOptions options = shop_.Options();
   for (const auto kind :
