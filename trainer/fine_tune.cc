@@ -400,7 +400,8 @@ absl::StatusOr<std::string> Run::Fingerprint() const {
         int64_t{workers_->count()}, int64_t{at::get_num_threads()}}) {
     absl::StrAppend(&text, "|", value);
   }
-  absl::StrAppend(&text, "|", digest_, "|", PrintTextProto(encoding_));
+  absl::StrAppend(&text, "|", digest_, "|", PrintTextProto(encoding_), "|",
+                  EncoderConfigToJson(source_->checkpoint.config));
   for (size_t i = 0; i < tasks_.size(); ++i) {
     const FitTask& task = o.tasks[i];
     absl::StrAppend(&text, "|", PrintTextProto(tasks_[i]->head()), "|",
