@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -575,7 +576,7 @@ void AddAuditCommand(CLI::App& app, GlobalOptions& globals,
       "audit", "What was done to jobs and versions, by whom");
   const auto request = std::make_shared<v1::ListAuditEventsRequest>();
   const auto limit = std::make_shared<int>(100);
-  const auto after = std::make_shared<int64_t>(0);
+  const auto after = std::make_shared<std::optional<int64_t>>();
   audit->add_option("--limit", *limit, "At most so many, the newest")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
@@ -584,7 +585,7 @@ void AddAuditCommand(CLI::App& app, GlobalOptions& globals,
   audit->callback([&globals, admin, request, limit, after, exit_code] {
     request->set_model(globals.model);
     request->set_page_size(*limit);
-    request->set_after(*after);
+    if (after->has_value()) request->set_after(**after);
     *exit_code =
         Command(globals, *admin, "audit")
             .Run(&AdminClient::ListAuditEvents, *request, [](const auto& r) {

@@ -156,6 +156,21 @@ absl::StatusOr<std::vector<v1::Feedback>> FromRow(const json& row,
       "and items, or text and label");
 }
 
+// What the options made of the row, its items aside: a catalogue that changes
+// makes no new label of an old row, another scale of grades does.
+std::string Reading(const v1::Feedback& entry) {
+  switch (entry.kind_case()) {
+    case v1::Feedback::kRelevance:
+      return absl::StrCat("grade ", entry.relevance().grade());
+    case v1::Feedback::kInteraction:
+      return absl::StrCat("event ", entry.interaction().type());
+    case v1::Feedback::kTextLabel:
+      return absl::StrCat("head ", entry.text_label().head());
+    default:
+      return "";
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<v1::Feedback>> ParseFeedback(
@@ -175,7 +190,9 @@ absl::StatusOr<std::vector<v1::Feedback>> ParseFeedback(
   }
   ASSIGN_OR_RETURN(std::vector<v1::Feedback> entries, FromRow(row, input));
   std::string id =
-      Sha256(absl::StrCat(input.head, "\n", content)).substr(0, kIdCharacters);
+      Sha256(absl::StrCat(entries.empty() ? "" : Reading(entries[0]), "\n",
+                          content))
+          .substr(0, kIdCharacters);
   if (row.contains("feedback_id")) {
     ASSIGN_OR_RETURN(id, TextOf(row, "feedback_id"));
   }

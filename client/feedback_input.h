@@ -33,8 +33,9 @@ struct FeedbackInput {
 //   {"user_id", "items": [id, ..]}                       an event for each item
 //   {"text", "label"}                                    a text label
 //
-// A row without an id of its own gets one by its content, so that to import a
-// file twice changes nothing. kInvalidArgument names the field.
+// A row without an id of its own gets one by its content and by how the options
+// read it, so that to import a file twice changes nothing. kInvalidArgument
+// names the field.
 absl::StatusOr<std::vector<v1::Feedback>> ParseFeedback(
     absl::string_view row, const FeedbackInput& input);
 

@@ -20,6 +20,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/mutex.h"
+#include "base/proto_duration.h"
 #include "base/status_macros.h"
 #include "client/channel.h"
 
@@ -51,11 +52,6 @@ double ProcessorSeconds() {
     return static_cast<double>(t.tv_sec) + t.tv_usec * 1e-6;
   };
   return seconds(usage.ru_utime) + seconds(usage.ru_stime);
-}
-
-absl::Duration FromProto(const google::protobuf::Duration& duration) {
-  return absl::Seconds(duration.seconds()) +
-         absl::Nanoseconds(duration.nanos());
 }
 
 template <typename Rows>
@@ -346,10 +342,10 @@ class LoadGeneratorImpl : public LoadGenerator {
       report_.start_lag.Add(absl::Nanoseconds(call->sent_ns - call->due_ns));
     }
     report_.item_errors += answer.item_errors;
-    report_.server_queue += FromProto(answer.timings.queue());
-    report_.server_tokenize += FromProto(answer.timings.tokenize());
-    report_.server_compute += FromProto(answer.timings.compute());
-    report_.server_total += FromProto(answer.timings.total());
+    report_.server_queue += FromProtoDuration(answer.timings.queue());
+    report_.server_tokenize += FromProtoDuration(answer.timings.tokenize());
+    report_.server_compute += FromProtoDuration(answer.timings.compute());
+    report_.server_total += FromProtoDuration(answer.timings.total());
     report_.model_name = answer.model.name();
     report_.model_version = answer.model.version();
   }

@@ -8,6 +8,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
+#include "base/proto_duration.h"
 #include "base/status_macros.h"
 #include "server/grpc_status.h"
 #include "server/request_checks.h"
@@ -385,7 +386,9 @@ class AdminService : public RawService {
          {"version", version},
          {"detail", event.detail()}});
     if (parts_.jobs != nullptr) {
-      const absl::Status audited = parts_.jobs->Audit(event);
+      const absl::Status audited =
+          activated.ok() ? parts_.jobs->SettleActivations(model, event)
+                         : parts_.jobs->Audit(event);
       if (!audited.ok()) {
         // The swap is done; to answer otherwise would be a lie.
         Log(LogLevel::kError, "audit_not_written", {{"error", audited}});
@@ -411,7 +414,7 @@ class AdminService : public RawService {
     ASSIGN_OR_RETURN(
         std::vector<v1::AuditEvent> events,
         jobs->ListAudit(request.model(),
-                        request.after() > 0 ? request.after() : -1, size));
+                        request.has_after() ? request.after() : -1, size));
     for (v1::AuditEvent& event : events) {
       *response->add_events() = std::move(event);
     }

@@ -20,6 +20,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "base/file.h"
+#include "base/proto_duration.h"
 #include "base/status_macros.h"
 #include "store/model_registry.h"
 
@@ -413,11 +414,6 @@ absl::StatusOr<std::string> ReadAdminToken(const std::string& path) {
     }
   }
   return token;
-}
-
-absl::Duration FromProtoDuration(const Duration& duration) {
-  return absl::Seconds(duration.seconds()) +
-         absl::Nanoseconds(duration.nanos());
 }
 
 int AvailableCores() {

@@ -31,8 +31,6 @@ absl::StatusOr<HostPort> ParseHostPort(absl::string_view text);
 // for a secret, or not printable ASCII.
 absl::StatusOr<std::string> ReadAdminToken(const std::string& path);
 
-absl::Duration FromProtoDuration(const google::protobuf::Duration& duration);
-
 // Cores this process may use: its affinity, and the quota of its control
 // group where there is one, at least 1.
 int AvailableCores();

@@ -7,6 +7,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "base/proto_duration.h"
 #include "base/textproto.h"
 #include "server/grpc_status.h"
 #include "server/version.h"

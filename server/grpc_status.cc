@@ -6,6 +6,7 @@
 #include "absl/strings/cord.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "base/proto_duration.h"
 #include "google/rpc/error_details.pb.h"
 
 namespace vitrine {
@@ -46,14 +47,6 @@ grpc::Status ToGrpcStatus(const absl::Status& status) {
   return grpc::Status(
       static_cast<grpc::StatusCode>(rpc.code()), rpc.message(),
       rpc.details_size() > 0 ? rpc.SerializeAsString() : std::string());
-}
-
-google::protobuf::Duration ToProtoDuration(absl::Duration duration) {
-  google::protobuf::Duration out;
-  absl::Duration rest;
-  out.set_seconds(absl::IDivDuration(duration, absl::Seconds(1), &rest));
-  out.set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(rest)));
-  return out;
 }
 
 std::string Quoted(absl::string_view name) {

@@ -21,8 +21,6 @@ absl::Status WithRetryDelay(absl::Status status, absl::Duration delay);
 google::rpc::Status ToRpcStatus(const absl::Status& status);
 grpc::Status ToGrpcStatus(const absl::Status& status);
 
-google::protobuf::Duration ToProtoDuration(absl::Duration duration);
-
 // A name that came from a caller, fit for a message: escaped, cut, in quotes.
 std::string Quoted(absl::string_view name);
 

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/log.h"
+#include "base/proto_duration.h"
 #include "base/status_macros.h"
 #include "server/grpc_status.h"
 

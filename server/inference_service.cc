@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "base/proto_duration.h"
 #include "server/grpc_status.h"
 #include "server/head_jobs.h"
 #include "server/inference_job.h"

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
@@ -159,7 +160,7 @@ bool Rpc::AwaitAnswers(absl::Time until) const {
 }
 
 absl::Status Rpc::CheckToken(const grpc::CallbackServerContext& context) const {
-  constexpr absl::string_view kScheme = "Bearer ";
+  constexpr absl::string_view kScheme = "bearer ";  // in any case, says HTTP
   const auto& metadata = context.client_metadata();
   const auto header = metadata.find("authorization");
   if (header == metadata.end()) {
@@ -167,9 +168,10 @@ absl::Status Rpc::CheckToken(const grpc::CallbackServerContext& context) const {
         "no token; send metadata \"authorization: Bearer TOKEN\"");
   }
   absl::string_view given(header->second.data(), header->second.size());
-  if (!absl::ConsumePrefix(&given, kScheme)) {
+  if (!absl::StartsWithIgnoreCase(given, kScheme)) {
     return absl::UnauthenticatedError("authorization: not a bearer token");
   }
+  given.remove_prefix(kScheme.size());
   // Digests: of equal length whatever was sent, so that the time taken tells
   // nothing of the token, not even its length.
   const std::string expected = Sha256(options_.token);

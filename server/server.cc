@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/proto_duration.h"
 #include "base/status_macros.h"
 #include "base/thread_pool.h"
 #include "grpc/grpc.h"

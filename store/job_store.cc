@@ -480,17 +480,41 @@ absl::Status JobStore::Release(int64_t id, const std::string& worker) {
   });
 }
 
+namespace {
+
+absl::StatusOr<int64_t> NewestPublished(SqlConnection& connection,
+                                        const std::string& model) {
+  ASSIGN_OR_RETURN(
+      const auto rows,
+      connection.Query("select coalesce(max(result_version), 0) from jobs "
+                       "where model = :model and state = 'succeeded'",
+                       1, {model}));
+  return SqlInt(rows[0][0]);
+}
+
+// Whether the version was not settled before.
+absl::StatusOr<bool> Settle(SqlConnection& connection, const std::string& model,
+                            int64_t version, const std::string& actor,
+                            int64_t now_us) {
+  ASSIGN_OR_RETURN(
+      const int64_t changed,
+      connection.Execute(
+          "insert into activations (model, version, server, settled_us) "
+          "values (:model, :version, :server, :now) "
+          "on conflict (model) do update set version = excluded.version, "
+          "server = excluded.server, settled_us = excluded.settled_us "
+          "where activations.version < excluded.version",
+          {model, version, actor, now_us}));
+  return changed > 0;
+}
+
+}  // namespace
+
 absl::StatusOr<int64_t> JobStore::NextForActivation(const std::string& model) {
   int64_t newest = 0;
   RETURN_IF_ERROR(
       database_.sql().Read([&](SqlConnection& connection) -> absl::Status {
-        ASSIGN_OR_RETURN(
-            const auto published,
-            connection.Query("select coalesce(max(result_version), 0) from "
-                             "jobs where model = :model and "
-                             "state = 'succeeded'",
-                             1, {model}));
-        ASSIGN_OR_RETURN(newest, SqlInt(published[0][0]));
+        ASSIGN_OR_RETURN(newest, NewestPublished(connection, model));
         ASSIGN_OR_RETURN(
             const auto settled,
             connection.Query("select coalesce(max(version), 0) from "
@@ -508,16 +532,21 @@ absl::Status JobStore::SettleActivation(const std::string& model,
                                         const v1::AuditEvent& event) {
   return database_.sql().Write([&](SqlConnection& connection) -> absl::Status {
     ASSIGN_OR_RETURN(const int64_t now_us, connection.NowMicros());
-    ASSIGN_OR_RETURN(
-        const int64_t changed,
-        connection.Execute(
-            "insert into activations (model, version, server, settled_us) "
-            "values (:model, :version, :server, :now) "
-            "on conflict (model) do update set version = excluded.version, "
-            "server = excluded.server, settled_us = excluded.settled_us "
-            "where activations.version < excluded.version",
-            {model, version, event.actor(), now_us}));
-    if (changed == 0) return absl::OkStatus();
+    ASSIGN_OR_RETURN(const bool first,
+                     Settle(connection, model, version, event.actor(), now_us));
+    return first ? AppendAudit(connection, now_us, event) : absl::OkStatus();
+  });
+}
+
+absl::Status JobStore::SettleActivations(const std::string& model,
+                                         const v1::AuditEvent& event) {
+  return database_.sql().Write([&](SqlConnection& connection) -> absl::Status {
+    ASSIGN_OR_RETURN(const int64_t now_us, connection.NowMicros());
+    ASSIGN_OR_RETURN(const int64_t newest, NewestPublished(connection, model));
+    if (newest > 0) {
+      RETURN_IF_ERROR(
+          Settle(connection, model, newest, event.actor(), now_us).status());
+    }
     return AppendAudit(connection, now_us, event);
   });
 }

@@ -91,6 +91,10 @@ class JobStore {
   // of again. With the audit event, where this was the first to settle it.
   absl::Status SettleActivation(const std::string& model, int64_t version,
                                 const v1::AuditEvent& event);
+  // An admin has chosen what serves: no version published so far is told of
+  // again. With the audit event.
+  absl::Status SettleActivations(const std::string& model,
+                                 const v1::AuditEvent& event);
 
   // Time and id are filled in.
   absl::Status Audit(const v1::AuditEvent& event);

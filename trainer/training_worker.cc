@@ -1,16 +1,10 @@
 #include "trainer/training_worker.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <chrono>
 #include <cmath>
-#include <cstring>
 #include <filesystem>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -19,9 +13,11 @@
 #include "absl/time/clock.h"
 #include "base/file.h"
 #include "base/log.h"
-#include "base/mutex.h"
+#include "base/proto_duration.h"
 #include "base/status_macros.h"
 #include "trainer/fine_tune.h"
+#include "trainer/heartbeat.h"
+#include "trainer/job_lock.h"
 #include "trainer/label_dataset.h"
 #include "trainer/recipe.h"
 #include "trainer/training_policy.h"
@@ -35,11 +31,6 @@ constexpr char kCheckpointFolder[] = "checkpoint";
 constexpr char kTensorBoardFolder[] = "tensorboard";
 // After the store could not be reached.
 constexpr absl::Duration kRetry = absl::Seconds(5);
-
-absl::Duration FromProto(const google::protobuf::Duration& duration) {
-  return absl::Seconds(duration.seconds()) +
-         absl::Nanoseconds(duration.nanos());
-}
 
 std::string HostAndPid() {
   char host[256] = "";
@@ -69,132 +60,6 @@ void RemoveWorkFiles(const std::string& folder) {
   Remove(JoinPath(folder, kDataFolder));
   Remove(JoinPath(folder, kCheckpointFolder));
 }
-
-// Nobody else on this file system works on the job while this lives: a worker
-// that was held up past its lease and one that took over would publish twice.
-class JobLock {
- public:
-  // Makes `folder` where it is not there. kUnavailable: another has it.
-  static absl::StatusOr<JobLock> Take(const std::string& folder) {
-    RETURN_IF_ERROR(MakeFolders(folder));
-    const std::string path = JoinPath(folder, "lock");
-    const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-    if (fd < 0) {
-      return absl::InternalError(
-          absl::StrCat("open ", path, ": ", std::strerror(errno)));
-    }
-    JobLock lock(fd);
-    if (flock(fd, LOCK_EX | LOCK_NB) == 0) return lock;
-    if (errno == EWOULDBLOCK) {
-      return absl::UnavailableError(
-          absl::StrCat(path, " is held by another worker"));
-    }
-    return absl::InternalError(
-        absl::StrCat("lock ", path, ": ", std::strerror(errno)));
-  }
-  ~JobLock() {
-    if (fd_ >= 0) close(fd_);
-  }
-  JobLock(JobLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  JobLock& operator=(JobLock&&) = delete;
-
- private:
-  explicit JobLock(int fd) : fd_(fd) {}
-  int fd_;
-};
-
-// Tells the store that the worker lives and how far it is, and hears whether it
-// is to stop. Owns a thread.
-class Heartbeat {
- public:
-  Heartbeat(JobStore& jobs, v1::TrainingJob job, std::string worker,
-            absl::Duration lease, const std::atomic<bool>& worker_stop)
-      : jobs_(jobs),
-        worker_(std::move(worker)),
-        lease_(lease),
-        worker_stop_(worker_stop),
-        job_(std::move(job)),
-        renewed_(absl::Now()) {
-    thread_ = std::thread([this] { Work(); });
-  }
-  ~Heartbeat() { End(); }
-
-  // Set when the run is to end, for one of the reasons below.
-  const std::atomic<bool>& stop() const { return stop_; }
-  bool cancelled() const { return cancelled_; }
-  bool lost() const { return lost_; }
-
-  // Changes the job that the next beat stores.
-  template <typename Change>
-  void Update(const Change& change) {
-    MutexLock lock(mu_);
-    change(job_);
-  }
-  v1::TrainingJob job() {
-    MutexLock lock(mu_);
-    return job_;
-  }
-  // One beat now. kAborted: the job is another worker's.
-  absl::Status Beat() {
-    const absl::StatusOr<bool> cancelled = jobs_.Renew(job(), worker_, lease_);
-    if (cancelled.ok()) {
-      renewed_ = absl::Now();
-      if (*cancelled) {
-        cancelled_ = true;
-        stop_ = true;
-      }
-    } else if (absl::IsAborted(cancelled.status()) ||
-               absl::Now() - renewed_ > lease_) {
-      lost_ = true;
-      stop_ = true;
-    }
-    return cancelled.status();
-  }
-  void End() {
-    {
-      MutexLock lock(mu_);
-      ending_ = true;
-    }
-    wake_.NotifyAll();
-    if (thread_.joinable()) thread_.join();
-  }
-
- private:
-  void Work() {
-    // Often enough that one or two may fail.
-    const auto interval = absl::ToChronoMilliseconds(
-        std::clamp(lease_ / 4, absl::Milliseconds(50), absl::Seconds(2)));
-    while (true) {
-      {
-        MutexLock lock(mu_);
-        if (!ending_) {
-          wake_.WaitUntil(mu_, std::chrono::steady_clock::now() + interval);
-        }
-        if (ending_) return;
-      }
-      if (worker_stop_) stop_ = true;
-      const absl::Status status = Beat();
-      if (!status.ok()) {
-        Log(LogLevel::kWarning, "heartbeat_failed",
-            {{"job", job().id()}, {"error", status}});
-      }
-    }
-  }
-
-  JobStore& jobs_;
-  const std::string worker_;
-  const absl::Duration lease_;
-  const std::atomic<bool>& worker_stop_;
-  std::atomic<bool> stop_{false}, cancelled_{false}, lost_{false};
-
-  Mutex mu_;
-  CondVar wake_;
-  v1::TrainingJob job_ ABSL_GUARDED_BY(mu_);
-  bool ending_ ABSL_GUARDED_BY(mu_) = false;
-  std::atomic<absl::Time> renewed_;
-
-  std::thread thread_;  // last: it uses the rest
-};
 
 v1::EvaluationMetric ToMetric(const std::string& head,
                               const MetricValue& metric) {
@@ -309,69 +174,6 @@ absl::StatusOr<FineTuneReport> ReportOfVersion(const ModelRegistry& registry,
 
 }  // namespace
 
-absl::Status ResolveWorkerConfig(internal::WorkerConfig* config) {
-  std::vector<std::string> errors;
-  const auto error = [&errors](const std::string& field,
-                               const std::string& what) {
-    errors.push_back(absl::StrCat(field, ": ", what));
-  };
-  const auto time = [&error](const std::string& field, int64_t fallback,
-                             google::protobuf::Duration* duration) {
-    const absl::Duration value = FromProto(*duration);
-    if (value == absl::ZeroDuration()) duration->set_seconds(fallback);
-    if (value < absl::ZeroDuration() || value > absl::Hours(24 * 366)) {
-      error(field, absl::StrCat(absl::FormatDuration(value),
-                                " is negative or above a year"));
-    }
-  };
-  if (config->registry().empty()) error("registry", "is required");
-  if (config->store().url().empty()) {
-    error("store.url", "is required");
-  } else {
-    const absl::Status address = Database::CheckAddress(config->store().url());
-    if (!address.ok()) error("store.url", std::string(address.message()));
-  }
-  time("store.lock_timeout", 5,
-       config->mutable_store()->mutable_lock_timeout());
-  time("lease", 30, config->mutable_lease());
-  time("poll_interval", 2, config->mutable_poll_interval());
-  time("checkpoint_interval", 60, config->mutable_checkpoint_interval());
-  if (config->max_attempts() == 0) config->set_max_attempts(10);
-  if (config->max_attempts() < 0) {
-    error("max_attempts", absl::StrCat(config->max_attempts(), " is negative"));
-  }
-  if (config->threads() < 0) {
-    error("threads", absl::StrCat(config->threads(), " is negative"));
-  }
-  for (const std::string& model : config->models()) {
-    const absl::Status named = CheckModelName(model);
-    if (!named.ok()) error("models", std::string(named.message()));
-  }
-  for (int i = 0; i < config->policies_size(); ++i) {
-    internal::TrainingPolicy& policy = *config->mutable_policies(i);
-    const std::string field = absl::StrCat("policies[", i, "]");
-    const absl::Status named = CheckModelName(policy.model());
-    if (!named.ok()) error(field + ".model", std::string(named.message()));
-    if (policy.min_new_labels() < 0) {
-      error(field + ".min_new_labels",
-            absl::StrCat(policy.min_new_labels(), " is negative"));
-    }
-    if (policy.min_new_labels() == 0 && !policy.has_max_interval()) {
-      error(field, "neither min_new_labels nor max_interval is set");
-    }
-    if (policy.has_max_interval() &&
-        FromProto(policy.max_interval()) < absl::Seconds(1)) {
-      error(field + ".max_interval", "is below a second");
-    }
-    const absl::Status recipe = OptionsOf(policy.recipe()).status();
-    if (!recipe.ok()) {
-      error(field + ".recipe", std::string(recipe.message()));
-    }
-  }
-  if (errors.empty()) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrJoin(errors, "\n"));
-}
-
 TrainingWorker::TrainingWorker(const internal::WorkerConfig& config,
                                Database& database)
     : config_(config),
@@ -381,7 +183,7 @@ TrainingWorker::TrainingWorker(const internal::WorkerConfig& config,
       name_(HostAndPid()) {}
 
 void TrainingWorker::Run(const std::atomic<bool>& stop) {
-  const absl::Duration poll = FromProto(config_.poll_interval());
+  const absl::Duration poll = FromProtoDuration(config_.poll_interval());
   while (!stop) {
     const absl::StatusOr<bool> worked = RunOnce(stop);
     absl::Duration pause = absl::ZeroDuration();
@@ -403,7 +205,7 @@ absl::StatusOr<bool> TrainingWorker::RunOnce(const std::atomic<bool>& stop) {
   JobStore::ClaimOptions claim;
   claim.worker = name_;
   claim.models.assign(config_.models().begin(), config_.models().end());
-  claim.lease = FromProto(config_.lease());
+  claim.lease = FromProtoDuration(config_.lease());
   claim.max_attempts = config_.max_attempts();
   ASSIGN_OR_RETURN(const std::optional<v1::TrainingJob> job,
                    jobs_.Claim(claim));
@@ -416,7 +218,7 @@ absl::StatusOr<bool> TrainingWorker::RunOnce(const std::atomic<bool>& stop) {
 absl::Status TrainingWorker::Finish(const v1::TrainingJob& job) {
   // The lease outlives a store that is away for a moment; to train again would
   // be dearer.
-  const absl::Time until = absl::Now() + FromProto(config_.lease()) / 2;
+  const absl::Time until = absl::Now() + FromProtoDuration(config_.lease()) / 2;
   absl::Status status;
   do {
     status = jobs_.Finish(job, name_);
@@ -533,7 +335,7 @@ struct JobRun {
     options.threads = config.threads();
     options.checkpoint_folder = JoinPath(folder, kCheckpointFolder);
     options.checkpoint_seconds =
-        absl::ToDoubleSeconds(FromProto(config.checkpoint_interval()));
+        absl::ToDoubleSeconds(FromProtoDuration(config.checkpoint_interval()));
     options.tensorboard_folder = JoinPath(folder, kTensorBoardFolder);
     options.publish = !job.dry_run();
     options.job = job.id();
@@ -592,7 +394,8 @@ absl::Status TrainingWorker::RunJob(v1::TrainingJob job,
   absl::StatusOr<FineTuneReport> report = absl::UnknownError("not trained");
   bool cancelled = false, lost = false;
   {
-    Heartbeat heartbeat(jobs_, job, name_, FromProto(config_.lease()), stop);
+    Heartbeat heartbeat(jobs_, job, name_, FromProtoDuration(config_.lease()),
+                        stop);
     report =
         JobRun{config_, registry_, labels_, jobs_, name_, folder, heartbeat}.Go(
             job);

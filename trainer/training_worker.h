@@ -21,10 +21,6 @@
 
 namespace vitrine {
 
-// Fills in the defaults that worker.proto names and checks the whole.
-// kInvalidArgument with every error, one a line.
-absl::Status ResolveWorkerConfig(internal::WorkerConfig* config);
-
 class TrainingWorker {
  public:
   // `config` is resolved; `database` outlives the worker.

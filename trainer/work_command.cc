@@ -15,6 +15,7 @@
 #include "store/database.h"
 #include "trainer/commands.h"
 #include "trainer/training_worker.h"
+#include "trainer/worker_config.h"
 
 namespace vitrine {
 namespace {

@@ -106,6 +106,15 @@ TEST(FeedbackInputTest, EqualRowsHaveEqualIds) {
   other.head = "mood";
   EXPECT_NE(Parse(R"({"text": "a", "label": "b"})", other)[0].feedback_id(),
             id);
+  const std::string judgement =
+      R"({"query": "q", "grade": 2, "item_id": "s1"})";
+  FeedbackInput same = Input(), scaled = Input();
+  same.items["s1"].set_title("a new title");
+  scaled.max_grade = 4;
+  EXPECT_EQ(Parse(judgement, same)[0].feedback_id(),
+            Parse(judgement)[0].feedback_id());
+  EXPECT_NE(Parse(judgement, scaled)[0].feedback_id(),
+            Parse(judgement)[0].feedback_id());
   EXPECT_EQ(Parse(R"({"feedback_id": "own", "text": "a", "label": "b"})")[0]
                 .feedback_id(),
             "own");

@@ -85,11 +85,8 @@ class Admin:
                 return found
 
     def events(self):
-        """The trail, the oldest first; of a long one, all but the first."""
-        found = list(self.ListAuditEvents(page_size=1000).events)
-        if len(found) < 1000:
-            return found
-        found, after = [], 1  # 0 asks for the newest
+        """The trail, the oldest first."""
+        found, after = [], 0
         while True:
             page = self.ListAuditEvents(after=after, page_size=1000).events
             if not page:

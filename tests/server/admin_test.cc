@@ -188,7 +188,7 @@ TEST_F(AdminTest, NobodyIsLetInWithoutTheToken) {
 
 TEST_F(AdminTest, EachServiceIsOnItsOwnListenerOnly) {
   StartLearning();
-  const std::string bearer = absl::StrCat("Bearer ", kToken);
+  const std::string bearer = absl::StrCat("bearer ", kToken);
   for (const std::string& method : MethodsOf("vitrine.v1.AdminService")) {
     EXPECT_EQ(CallEmpty(channel_, "vitrine.v1.AdminService", method, bearer)
                   .error_code(),
@@ -818,6 +818,10 @@ TEST_F(AdminTest, ActivatesByPolicyWhatAJobPublishes) {
   ASSERT_TRUE(Rollback(&back).ok());
   server_->models().PollOnce();
   EXPECT_EQ(Serving(), "1");
+  Publish(3, 1);
+  ASSERT_TRUE(Activate(2).ok());  // before the server has looked for version 3
+  server_->models().PollOnce();
+  EXPECT_EQ(Serving(), "2");
 }
 
 TEST_F(AdminTest, AFailedActivationByPolicyIsSettled) {
@@ -866,6 +870,8 @@ TEST_F(AdminTest, FollowsTheAuditTrail) {
   request.set_after(4);
   EXPECT_THAT(ids(), IsEmpty());
   request.set_after(0);
+  EXPECT_THAT(ids(), ElementsAre(1, 2)) << "from the first";
+  request.clear_after();
   request.set_model("shoes");
   EXPECT_THAT(ids(), IsEmpty());
   request.set_after(-1);

@@ -493,6 +493,32 @@ TEST_P(JobStoreTest, EachVersionIsActivatedByPolicyOnce) {
   EXPECT_THAT(activated, ElementsAre("s1 model.activated"));
 }
 
+TEST_P(JobStoreTest, AnAdminsChoiceStandsUntilAnotherVersionIsPublished) {
+  v1::AuditEvent event;
+  event.set_actor("admin");
+  event.set_action("model.rolled_back");
+  event.set_model("shop");
+  event.set_version(2);
+  ASSERT_TRUE(store_->SettleActivations("shop", event).ok());  // of nothing
+  const auto publish = [this](int64_t version) {
+    const int64_t id = Create();
+    ASSERT_EQ(Claim("w"), id);
+    ASSERT_TRUE(
+        Finish(id, "w", v1::TRAINING_JOB_STATE_SUCCEEDED, version).ok());
+  };
+  publish(3);
+  publish(4);
+  EXPECT_EQ(*store_->NextForActivation("shop"), 4);
+  ASSERT_TRUE(store_->SettleActivations("shop", event).ok());
+  EXPECT_EQ(*store_->NextForActivation("shop"), 0);
+  ASSERT_TRUE(store_->SettleActivations("shop", event).ok());
+  publish(5);
+  EXPECT_EQ(*store_->NextForActivation("shop"), 5);
+  const std::vector<std::string> trail = Trail();
+  EXPECT_EQ(std::count(trail.begin(), trail.end(), "admin model.rolled_back"),
+            3);
+}
+
 TEST_P(JobStoreTest, ListsAuditEvents) {
   for (int i = 1; i <= 5; ++i) {
     v1::AuditEvent event;
