@@ -1,12 +1,11 @@
 #include "server/learning.h"
 
-#include <unistd.h>
-
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/log.h"
+#include "base/process.h"
 #include "base/status_macros.h"
 #include "grpc/grpc.h"
 #include "grpcpp/health_check_service_interface.h"
@@ -24,12 +23,6 @@ constexpr int kMaxAdminCalls = 64;
 constexpr int kMaxAdminMessageBytes = 1 << 20;
 // Time for a load; callers may set another.
 constexpr absl::Duration kAdminDeadline = absl::Minutes(10);
-
-std::string HostAndPid() {
-  char host[256] = "";
-  (void)gethostname(host, sizeof(host) - 1);
-  return absl::StrCat(host, ":", getpid());
-}
 
 }  // namespace
 

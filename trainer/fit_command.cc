@@ -1,7 +1,5 @@
 // vitrine-trainer fit: the command line of FineTune().
 
-#include <signal.h>
-
 #include <atomic>
 #include <cstdio>
 #include <map>
@@ -17,19 +15,11 @@
 #include "trainer/commands.h"
 #include "trainer/fine_tune.h"
 #include "trainer/progress.h"
+#include "trainer/stop_signal.h"
 #include "trainer/training_state.h"
 
 namespace vitrine {
 namespace {
-
-std::atomic<bool> g_stop{false};
-static_assert(std::atomic<bool>::is_always_lock_free);
-
-void OnSignal(int number) {
-  g_stop = true;
-  // A second one ends the process at once.
-  signal(number, SIG_DFL);
-}
 
 constexpr char kExamples[] =
     R"(Files are JSON lines, plain or gzip, UTF-8. Errors name file, line and field.
@@ -203,11 +193,10 @@ absl::Status Fit(FitFlags flags) {
   if (!flags.gate.empty()) {
     RETURN_IF_ERROR(ReadTextProto(flags.gate, &flags.options.gate.emplace()));
   }
-  signal(SIGINT, OnSignal);
-  signal(SIGTERM, OnSignal);
+  const std::atomic<bool>& stop = StopOnSignal();
   ProgressPrinter printer(stderr);
   ASSIGN_OR_RETURN(const FineTuneReport report,
-                   FineTune(flags.options, &printer, g_stop));
+                   FineTune(flags.options, &printer, stop));
   if (!flags.options.checkpoint_folder.empty()) {
     const absl::Status removed =
         RemoveTrainingStates(flags.options.checkpoint_folder);

@@ -1,7 +1,5 @@
 #include "trainer/training_worker.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -13,6 +11,7 @@
 #include "absl/time/clock.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/process.h"
 #include "base/proto_duration.h"
 #include "base/status_macros.h"
 #include "trainer/fine_tune.h"
@@ -31,12 +30,6 @@ constexpr char kCheckpointFolder[] = "checkpoint";
 constexpr char kTensorBoardFolder[] = "tensorboard";
 // After the store could not be reached.
 constexpr absl::Duration kRetry = absl::Seconds(5);
-
-std::string HostAndPid() {
-  char host[256] = "";
-  (void)gethostname(host, sizeof(host) - 1);
-  return absl::StrCat(host, ":", getpid());
-}
 
 void Remove(const std::string& path) {
   std::error_code error;

@@ -1,7 +1,5 @@
 // vitrine-trainer work: the command line of TrainingWorker.
 
-#include <signal.h>
-
 #include <atomic>
 #include <cstdio>
 #include <memory>
@@ -10,24 +8,17 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
+#include "base/proto_duration.h"
 #include "base/status_macros.h"
 #include "base/textproto.h"
 #include "store/database.h"
 #include "trainer/commands.h"
+#include "trainer/stop_signal.h"
 #include "trainer/training_worker.h"
 #include "trainer/worker_config.h"
 
 namespace vitrine {
 namespace {
-
-std::atomic<bool> g_stop{false};
-static_assert(std::atomic<bool>::is_always_lock_free);
-
-void OnSignal(int number) {
-  g_stop = true;
-  // A second one ends the process at once.
-  signal(number, SIG_DFL);
-}
 
 constexpr char kFooter[] =
     R"(Takes training jobs from the label store that it shares with the servers: jobs
@@ -90,24 +81,21 @@ absl::Status Work(const WorkFlags& flags) {
   SetLogFormat(config.log().format() == internal::LOG_FORMAT_JSON
                    ? LogFormat::kJson
                    : LogFormat::kText);
-  signal(SIGINT, OnSignal);
-  signal(SIGTERM, OnSignal);
+  const std::atomic<bool>& stop = StopOnSignal();
   DatabaseOptions options;
   options.url = config.store().url();
-  options.lock_timeout =
-      absl::Seconds(config.store().lock_timeout().seconds()) +
-      absl::Nanoseconds(config.store().lock_timeout().nanos());
+  options.lock_timeout = FromProtoDuration(config.store().lock_timeout());
   ASSIGN_OR_RETURN(const std::unique_ptr<Database> database,
                    Database::Open(options));
   Log(LogLevel::kInfo, "working",
       {{"registry", config.registry()}, {"store", database->Describe()}});
   TrainingWorker worker(config, *database);
   if (!flags.once) {
-    worker.Run(g_stop);
+    worker.Run(stop);
     return absl::OkStatus();
   }
-  while (!g_stop) {
-    ASSIGN_OR_RETURN(const bool worked, worker.RunOnce(g_stop));
+  while (!stop) {
+    ASSIGN_OR_RETURN(const bool worked, worker.RunOnce(stop));
     if (!worked) break;
   }
   return absl::OkStatus();

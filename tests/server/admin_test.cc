@@ -16,7 +16,6 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "google/protobuf/descriptor.h"
-#include "grpcpp/generic/generic_stub.h"
 #include "server/rpc.h"
 #include "store/sql.h"
 #include "tests/server/learning_fixture.h"
@@ -125,24 +124,12 @@ class AdminTest : public LearningTest {
                                 const std::string& service,
                                 const std::string& method,
                                 const std::string& authorization) {
-    grpc::GenericStub stub(channel);
     grpc::ClientContext context;
     if (!authorization.empty()) {
       context.AddMetadata("authorization", authorization);
     }
-    const grpc::Slice nothing;
-    const grpc::ByteBuffer request(&nothing, 1);
     grpc::ByteBuffer response;
-    grpc::Status status;
-    grpc::CompletionQueue queue;
-    auto call = stub.PrepareUnaryCall(
-        &context, absl::StrCat("/", service, "/", method), request, &queue);
-    call->StartCall();
-    call->Finish(&response, &status, nullptr);
-    void* tag;
-    bool ok;
-    queue.Next(&tag, &ok);
-    return status;
+    return CallRaw(channel, service, method, "", &context, &response);
   }
 };
 

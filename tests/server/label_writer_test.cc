@@ -79,6 +79,20 @@ class LabelWriterTest : public ::testing::Test {
     return result;
   }
 
+  // Stores one entry and returns while its callback keeps the writer's thread
+  // until `go_on` is set.
+  void HoldUp(LabelWriter& writer, Event& go_on) {
+    Event busy;
+    ASSERT_TRUE(writer
+                    .Submit("shop", Entries("a", 1),
+                            [&](absl::StatusOr<Outcomes>) {
+                              busy.Set();
+                              go_on.Wait();
+                            })
+                    .ok());
+    busy.Wait();
+  }
+
   uint64_t Commits() {
     for (const auto& family : metrics_.registry()->Collect()) {
       if (family.name == "vitrine_feedback_commit_seconds") {
@@ -122,15 +136,8 @@ TEST_F(LabelWriterTest, TellsEachGroupWhatBecameOfItsEntries) {
 
 TEST_F(LabelWriterTest, WhatWaitsGoesIntoOneTransactionByModel) {
   LabelWriter writer(*store_, 100000, metrics_);
-  Event busy, go_on;
-  ASSERT_TRUE(writer
-                  .Submit("shop", Entries("a", 1),
-                          [&](absl::StatusOr<Outcomes>) {
-                            busy.Set();
-                            go_on.Wait();
-                          })
-                  .ok());
-  busy.Wait();
+  Event go_on;
+  ASSERT_NO_FATAL_FAILURE(HoldUp(writer, go_on));
   std::atomic<int> stored{0}, duplicates{0};
   const auto submit = [&](const std::string& model, const std::string& prefix,
                           int count) {
@@ -195,15 +202,8 @@ TEST_F(LabelWriterTest, TakesNoMoreThanMayWait) {
 
 TEST_F(LabelWriterTest, StopWritesWhatWaitsAndTakesNoMore) {
   LabelWriter writer(*store_, 100, metrics_);
-  Event busy, go_on;
-  ASSERT_TRUE(writer
-                  .Submit("shop", Entries("a", 1),
-                          [&](absl::StatusOr<Outcomes>) {
-                            busy.Set();
-                            go_on.Wait();
-                          })
-                  .ok());
-  busy.Wait();
+  Event go_on;
+  ASSERT_NO_FATAL_FAILURE(HoldUp(writer, go_on));
   std::atomic<bool> told{false};
   ASSERT_TRUE(writer
                   .Submit("shop", Entries("b", 1),

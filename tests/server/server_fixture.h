@@ -120,24 +120,36 @@ class ServerTest : public ::testing::Test {
     return Rank(request, &response);
   }
 
-  // Any bytes to a method.
-  grpc::Status Raw(const std::string& method, const std::string& bytes,
-                   google::protobuf::Message* out,
-                   const std::string& service = "vitrine.v1.InferenceService") {
-    grpc::GenericStub stub(channel_);
-    grpc::ClientContext context;
+  // Any bytes to any method.
+  static grpc::Status CallRaw(const std::shared_ptr<grpc::Channel>& channel,
+                              const std::string& service,
+                              const std::string& method,
+                              const std::string& bytes,
+                              grpc::ClientContext* context,
+                              grpc::ByteBuffer* response) {
+    grpc::GenericStub stub(channel);
     const grpc::Slice slice(bytes);
     const grpc::ByteBuffer request(&slice, 1);
-    grpc::ByteBuffer response;
     grpc::Status status;
     grpc::CompletionQueue queue;
     auto call = stub.PrepareUnaryCall(
-        &context, absl::StrCat("/", service, "/", method), request, &queue);
+        context, absl::StrCat("/", service, "/", method), request, &queue);
     call->StartCall();
-    call->Finish(&response, &status, nullptr);
+    call->Finish(response, &status, nullptr);
     void* tag;
     bool ok;
     queue.Next(&tag, &ok);
+    return status;
+  }
+
+  // Any bytes to a method, and its answer.
+  grpc::Status Raw(const std::string& method, const std::string& bytes,
+                   google::protobuf::Message* out,
+                   const std::string& service = "vitrine.v1.InferenceService") {
+    grpc::ClientContext context;
+    grpc::ByteBuffer response;
+    const grpc::Status status =
+        CallRaw(channel_, service, method, bytes, &context, &response);
     if (status.ok()) {
       std::vector<grpc::Slice> slices;
       (void)response.Dump(&slices);
