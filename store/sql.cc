@@ -38,6 +38,8 @@ constexpr int kPostgresWriters = 4;
 constexpr int kReaders = 4;
 // Statements with lists of varying length must not pile up.
 constexpr size_t kMaxPrepared = 64;
+// How often a connection looks whether another has let go of the database.
+constexpr absl::Duration kLockPoll = absl::Milliseconds(1);
 // The first key of our advisory locks; the second is the SqlLock.
 constexpr int64_t kLockSpace = 0x76697472;  // "vitr"
 
@@ -319,13 +321,24 @@ class Connection : public SqlConnection {
       return absl::FailedPreconditionError(
           absl::StrCat(address_.name, " is read-only"));
     }
-    sqlite_api::sqlite3_busy_timeout(
-        sqlite(), absl::ToInt64Milliseconds(address_.lock_timeout));
+    sqlite_api::sqlite3_busy_handler(sqlite(), &Connection::OnBusy, this);
     RETURN_IF_ERROR(EnterWal());
     // FULL: what is committed is on disk. The limit: a log that grew under a
     // long read is cut when it is done with.
     RETURN_IF_ERROR(Execute("pragma synchronous = full", {}).status());
     return Query("pragma journal_size_limit = 67108864", 1, {}).status();
+  }
+
+  // SQLite asks, the `tries`-th time, whether to try for a lock once more. Its
+  // own sqlite3_busy_timeout soon looks ten times a second only, and never
+  // finds the lock free while another process writes without a pause.
+  static int OnBusy(void* connection, int tries) {
+    auto& self = *static_cast<Connection*>(connection);
+    const absl::Time now = absl::Now();
+    if (tries == 0) self.busy_since_ = now;
+    if (now - self.busy_since_ >= self.address_.lock_timeout) return 0;
+    absl::SleepFor(kLockPoll);
+    return 1;
   }
 
   // SQLite does not wait where two connections make a file WAL's at once.
@@ -461,6 +474,7 @@ class Connection : public SqlConnection {
 
   const Address& address_;
   bool broken_ = false;
+  absl::Time busy_since_;
   soci::session session_;
   // After the session, which must outlive them.
   std::map<std::string, std::unique_ptr<Prepared>> prepared_;

@@ -87,6 +87,7 @@ class LearningTest : public ServerTest {
   std::vector<v1::Feedback> Stored() {
     const std::unique_ptr<Database> database = OpenStore();
     std::vector<v1::Feedback> out;
+    if (database == nullptr) return out;
     EXPECT_TRUE(LabelStore(*database)
                     .Read("shop", 0, INT64_MAX,
                           [&out](const StoredLabel& label) {

@@ -176,6 +176,33 @@ TEST_P(DatabaseTest, AWriterWaitsForAnotherWithinTheTimeout) {
   EXPECT_EQ(CountLabels(*database_), 1);
 }
 
+// A bulk import writes without a pause; a worker in another process opens the
+// store and renews its lease all the same.
+TEST_P(DatabaseTest, AWriterWithoutPausesStarvesNoOther) {
+  std::atomic<bool> stop{false};
+  std::atomic<int> batches{0};
+  std::thread writer([&] {
+    for (; !stop; ++batches) {
+      EXPECT_TRUE(
+          AddLabels(*database_, absl::StrCat("a", batches.load(), "-"), 100)
+              .ok());
+    }
+  });
+  for (int i = 0; i < 20; ++i) {
+    const int before = batches;
+    while (batches == before) absl::SleepFor(absl::Milliseconds(1));
+    const auto other =
+        Database::Open({.url = url_, .lock_timeout = absl::Seconds(1)});
+    EXPECT_TRUE(other.ok()) << other.status();
+    if (!other.ok()) continue;
+    const absl::Status added = AddLabels(**other, absl::StrCat("b", i), 1);
+    EXPECT_TRUE(added.ok()) << added;
+  }
+  stop = true;
+  writer.join();
+  EXPECT_EQ(CountLabels(*database_), batches * 100 + 20);
+}
+
 // Readers do not wait for a writer.
 TEST_P(DatabaseTest, ReadsWhileAnotherWrites) {
   ASSERT_TRUE(AddLabels(*database_, "a", 2).ok());
