@@ -191,7 +191,7 @@ absl::StatusOr<ModelManager::ServedPtr> ModelManager::Load(const Slot& slot,
   if (quietly) {
     std::thread([&load] {
       SetThreadName("model-loader");
-      YieldToServing();
+      RunWhenIdle();
       load();
     }).join();
   } else {

@@ -1,6 +1,7 @@
 #include "server/thread_priority.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -15,9 +16,15 @@ void SetThreadName(const char* name) {
 }
 
 void YieldToServing() {
-  constexpr int kNice = 10;
+  constexpr int kNicer = 10;
   // On Linux a thread has a niceness of its own, under its own number.
-  setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), kNice);
+  const auto thread = static_cast<id_t>(syscall(SYS_gettid));
+  setpriority(PRIO_PROCESS, thread, getpriority(PRIO_PROCESS, thread) + kNicer);
+}
+
+void RunWhenIdle() {
+  const sched_param none = {};
+  sched_setscheduler(0, SCHED_IDLE, &none);  // 0: this thread alone
 }
 
 }  // namespace vitrine

@@ -1,10 +1,42 @@
 #include "server/warm_up.h"
 
+#include <limits.h>
+
 #include <algorithm>
+#include <functional>
+#include <map>
+#include <utility>
 
 #include "base/status_macros.h"
 
 namespace vitrine {
+namespace {
+
+// What is worth running of `shapes`, cut to `most` tokens each.
+std::vector<std::vector<int>> WorthRunning(
+    const std::vector<std::vector<int>>& shapes, int most) {
+  std::map<int, std::vector<int>, std::greater<>> by_tokens;
+  for (const std::vector<int>& shape : shapes) {
+    std::vector<int> lengths;
+    int tokens = 0;
+    for (const int length : shape) {
+      if (!lengths.empty() && length > most - tokens) break;
+      lengths.push_back(length);
+      tokens += length;
+    }
+    if (!lengths.empty()) by_tokens[tokens] = std::move(lengths);
+  }
+  std::vector<std::vector<int>> out;
+  int last = INT_MAX;
+  for (auto& [tokens, lengths] : by_tokens) {
+    if (tokens > last / 2) continue;
+    last = tokens;
+    out.push_back(std::move(lengths));
+  }
+  return out;
+}
+
+}  // namespace
 
 absl::Status WarmUpOn(const ServableModel& model,
                       const std::vector<std::vector<int>>& shapes) {
@@ -13,7 +45,9 @@ absl::Status WarmUpOn(const ServableModel& model,
   const auto heads = static_cast<int>(model.heads().size());
   const HeadMask all =
       heads == kMaxHeads ? ~HeadMask{0} : (HeadMask{1} << heads) - 1;
-  for (const std::vector<int>& lengths : shapes) {
+  const int most =
+      model.engine().device() == "cpu" ? kMaxWarmUpTokens : INT_MAX;
+  for (const std::vector<int>& lengths : WorthRunning(shapes, most)) {
     Batch batch;
     for (const int length : lengths) {
       Encoding encoding;

@@ -2,8 +2,6 @@
 
 // A folder that lives as long as the object.
 
-#include <gtest/gtest.h>
-
 #include <cstdlib>
 #include <filesystem>
 #include <string>
@@ -14,7 +12,8 @@ namespace vitrine {
 class TempFolder {
  public:
   TempFolder() {
-    std::string pattern = ::testing::TempDir() + "vitrine-XXXXXX";
+    std::string pattern =
+        (std::filesystem::temp_directory_path() / "vitrine-XXXXXX").string();
     const char* const made = mkdtemp(pattern.data());
     if (made == nullptr) std::abort();
     path_ = made;
