@@ -2,15 +2,22 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
+#include <atomic>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "base/file.h"
 #include "tests/testing/temp_folder.h"
+#include "tests/trainer/small_shop.h"
+#include "trainer/fine_tune.h"
 
 namespace vitrine {
 namespace {
@@ -156,6 +163,119 @@ TEST(TensorBoardWriterTest, SaysWhatItCannotWrite) {
   ASSERT_FALSE(writer.ok());
   EXPECT_THAT(std::string(writer.status().message()),
               HasSubstr(folder.File("file")));
+}
+
+// A limit on the size of files stands in for a full disk.
+TEST(TensorBoardWriterTest, NothingFollowsWhatAFullDiskCut) {
+  TempFolder folder;
+  const auto writer = TensorBoardWriter::Create(folder.path(), 0);
+  ASSERT_TRUE(writer.ok());
+  const std::string path = (*writer)->path();
+  const auto size = std::filesystem::file_size(path);
+  const auto old_handler = std::signal(SIGXFSZ, SIG_IGN);
+  rlimit old_limit;
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &old_limit), 0);
+  rlimit limit = old_limit;
+  limit.rlim_cur = size + 5;
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &limit), 0);
+  const absl::Status full = (*writer)->Write(1, {{"loss", 0.5}});
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &old_limit), 0);
+  std::signal(SIGXFSZ, old_handler);
+  EXPECT_FALSE(full.ok());
+  EXPECT_THAT(std::string(full.message()), HasSubstr(path));
+  EXPECT_EQ((*writer)->Write(2, {{"loss", 0.5}}).code(),
+            absl::StatusCode::kFailedPrecondition);
+  EXPECT_LE(std::filesystem::file_size(path), size + 5);
+  bool whole;
+  EXPECT_EQ(ReadEvents(path, &whole).size(), 1u);
+}
+
+// Remembers what the run says of itself; cuts it off as a kill does.
+class Witness : public FineTuneListener {
+ public:
+  explicit Witness(int cut_after = -1) : cut_after_(cut_after) {}
+  void OnStep(const StepProgress&) override {
+    if (++steps_ == cut_after_) throw std::runtime_error("cut off");
+  }
+  void OnEpoch(int, double loss, bool,
+               const std::vector<std::vector<MetricValue>>& metrics) override {
+    losses.push_back(loss);
+    values.push_back(metrics[0]);
+  }
+  std::vector<double> losses;  // by epoch
+  std::vector<std::vector<MetricValue>> values;
+
+ private:
+  const int cut_after_;
+  int steps_ = 0;
+};
+
+TEST(TensorBoardRunTest, ShowsTheRunAlsoWhereItWasCutOff) {
+  SmallShop shop;
+  FineTuneOptions options = shop.Options();
+  options.tasks = {shop.Task(internal::HEAD_KIND_CLASSIFICATION)};
+  options.epochs = 2;
+  options.tensorboard_folder = shop.File("curves");
+  options.checkpoint_folder = shop.File("checkpoints");
+  options.checkpoint_steps = 10;
+  const std::atomic<bool> stop{false};
+  Witness first(/*cut_after=*/35), second;
+  ASSERT_FALSE(FineTune(options, &first, stop).ok());
+  const auto report = FineTune(options, &second, stop);
+  ASSERT_TRUE(report.ok()) << report.status();
+  ASSERT_EQ(report->resumed_step, 30);
+  const int64_t epoch_steps = report->steps / 2;
+  ASSERT_GT(35, epoch_steps);
+  ASSERT_LT(30, report->steps);
+
+  const auto names = ListFolder(options.tensorboard_folder);
+  ASSERT_EQ(names->size(), 2u);
+  // As TensorBoard puts files together: where the second begins, what the
+  // first has from there on is void.
+  std::map<int64_t, std::map<std::string, float>> points;
+  for (const std::string& name : *names) {
+    bool whole;
+    for (const auto& event :
+         ReadEvents(JoinPath(options.tensorboard_folder, name), &whole)) {
+      if (event.has_session_log()) {
+        EXPECT_EQ(event.step(), 31);
+        points.erase(points.lower_bound(event.step()), points.end());
+      }
+      for (const auto& value : event.summary().value()) {
+        EXPECT_TRUE(points[event.step()]
+                        .emplace(value.tag(), value.simple_value())
+                        .second)
+            << event.step() << " " << value.tag();
+      }
+    }
+    EXPECT_TRUE(whole) << name;
+  }
+  int trained = 0;
+  for (auto& [step, values] : points) {
+    if (!values.contains("training/loss")) continue;
+    ++trained;
+    EXPECT_GT(values.at("training/loss"), 0) << step;
+    EXPECT_GT(values.at("training/gradient_norm"), 0) << step;
+    EXPECT_NEAR(
+        values.at("training/learning_rate"),
+        options.learning_rate * RateFactor(options.schedule, options.warmup,
+                                           step - 1, report->steps),
+        1e-6 * options.learning_rate)
+        << step;
+  }
+  EXPECT_GT(trained, 2);
+  const auto expect_epoch = [&](int64_t step, double loss,
+                                const std::vector<MetricValue>& metrics) {
+    EXPECT_FLOAT_EQ(points[step].at("epoch/loss"), loss);
+    ASSERT_FALSE(metrics.empty());
+    for (const MetricValue& metric : metrics) {
+      EXPECT_FLOAT_EQ(
+          points[step].at(absl::StrCat("validation/classifier/", metric.name)),
+          metric.value);
+    }
+  };
+  expect_epoch(epoch_steps, first.losses.at(0), first.values.at(0));
+  expect_epoch(report->steps, second.losses.back(), second.values.back());
 }
 
 }  // namespace
