@@ -109,10 +109,12 @@ class Loop:
         self.recipe = """
           tasks { kind: TRAINING_TASK_KIND_RELEVANCE }
           epochs: %d learning_rate: %g batch_size: 64 seed: %d replay_share: 0.5
-          patience: 1
+          patience: %d %s
           gate { rules { metric: "ndcg@10" min_change: %g %s } }""" % (
             options.epochs, options.learning_rate, options.seed,
-            options.min_change,
+            options.patience,
+            "relevance_loss: RELEVANCE_LOSS_LAMBDA" if options.lambda_loss
+            else "", options.min_change,
             "evidence: GATE_EVIDENCE_PROOF_OF_GAIN" if options.proof else "")
         self.server = harness.Server(
             self.path("registry"), model="", config="""
@@ -278,6 +280,10 @@ def main():
                         "grade from 1 to 3")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--patience", type=int, default=1,
+                        help="epochs without gain before a job ends")
+    parser.add_argument("--lambda-loss", action="store_true",
+                        help="LambdaLoss in place of the graded loss alone")
     parser.add_argument("--plain", action="store_true",
                         help="an encoder without match marks")
     parser.add_argument("--min-change", type=float, default=0,
