@@ -2,9 +2,9 @@
 """Learning from labels as they come in, on real data, from end to end.
 
 Home Depot's search relevance data: a fifth of the queries, by a hash, is never
-labelled and stays for measuring. The others are split in two halves. The first
-half is imported as labels and trains the first version; the second half arrives
-by RecordFeedback, until the policy of the worker starts a job by itself; what
+labelled and stays for measuring. The others are split in two (--first-share:
+halves). The first part is imported as labels and trains the first version; the
+second arrives by RecordFeedback, until the policy of the worker starts a job by itself; what
 it trains passes the gate and is activated by the server. After each step the
 server ranks the products of the queries kept for measuring.
 
@@ -55,9 +55,9 @@ def ndcg_at_10(grades):
     return gain(grades) / gain(sorted(grades, reverse=True))
 
 
-def read(path):
-    """Rows for measuring by query, and the two halves for labelling."""
-    measured, halves = collections.OrderedDict(), ([], [])
+def read(path, first_share):
+    """Rows for measuring by query, and the two parts for labelling."""
+    measured, parts = collections.OrderedDict(), ([], [])
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
             row = json.loads(line)
@@ -65,14 +65,14 @@ def read(path):
             if share("test " + row["query"]) < 0.2:
                 measured.setdefault(row["query"], []).append(row)
             else:
-                halves[share("half " + row["query"]) < 0.5].append(row)
+                parts[share("half " + row["query"]) >= first_share].append(row)
     measured = {query: rows for query, rows in measured.items()
                 if len(rows) > 1 and len({row["grade"] for row in rows}) > 1}
-    return measured, halves
+    return measured, parts
 
 
 def write_encoder(folder, rows, options):
-    """A random encoder whose vocabulary is of the first half's words."""
+    """A random encoder whose vocabulary is of the first part's words."""
     words = collections.Counter(
         word for row in rows for text in (row["query"], row["title"])
         for word in re.findall(r"[^\W_]+|[^\w\s]|_", text.lower()))
@@ -201,7 +201,7 @@ def change(job, metric="ndcg@10"):
 
 
 def run(folder, options):
-    measured, (first, second) = read(options.data)
+    measured, (first, second) = read(options.data, options.first_share)
     print("%d queries for measuring; %d and %d rows to label"
           % (len(measured), len(first), len(second)), file=sys.stderr)
     write_encoder(folder, first, options)
@@ -220,7 +220,7 @@ def run(folder, options):
         print(json.dumps(steps[-1]), file=sys.stderr, flush=True)
 
     try:
-        # The first half, in bulk; an admin starts the first training.
+        # The first part, in bulk; an admin starts the first training.
         lines = "\n".join(
             json.dumps({"feedback_id": "depot-%d" % number, "relevance": {
                 "query": row["query"], "grade": (row["grade"] - 1) / 2,
@@ -239,9 +239,9 @@ def run(folder, options):
         job = loop.wait_for_job(1)
         assert job["state"].endswith("SUCCEEDED"), job
         loop.wait_for_version(int(job["result_version"]))
-        step("first half, by an admin", len(first), time.time() - start, job)
+        step("first part, by an admin", len(first), time.time() - start, job)
 
-        # The second half, as it comes; the policy starts the training.
+        # The second part, as it comes; the policy starts the training.
         stub = feedback_pb2_grpc.FeedbackServiceStub(loop.server.channel())
         start = time.time()
         for begin in range(0, len(second), BATCH):
@@ -257,7 +257,7 @@ def run(folder, options):
             assert job["created_by"] == "policy", job
             if job["state"].endswith("SUCCEEDED"):
                 loop.wait_for_version(int(job["result_version"]))
-            step("second half, by policy (%s)"
+            step("second part, by policy (%s)"
                  % job["state"].rsplit("_", 1)[-1].lower(),
                  int(job["label_watermark"]), time.time() - start, job)
             # The policy may have begun before the last label had come.
@@ -278,6 +278,8 @@ def main():
     parser.add_argument("--data", required=True,
                         help="home_depot.jsonl.gz: query, item_id, title, "
                         "grade from 1 to 3")
+    parser.add_argument("--first-share", type=float, default=0.5,
+                        help="of the labels, imported before the rest comes")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--patience", type=int, default=1,
