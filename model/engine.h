@@ -18,6 +18,9 @@ namespace vitrine {
 struct EngineOptions {
   internal::Device device = internal::DEVICE_AUTO;
   internal::Dtype dtype = internal::DTYPE_AUTO;
+  internal::EngineKind kind = internal::ENGINE_KIND_AUTO;
+  // The manifest's; null: none. Read while the engine is made.
+  const internal::Quantization* quantization = nullptr;
   // Threads inside one batch; 0: as LibTorch finds it. LibTorch and the BLAS
   // have one such number per process: the engine made last sets it for all.
   int inner_threads = 0;
@@ -41,14 +44,21 @@ class Engine {
   // How many floats head `h` gives per sequence.
   virtual int width(int head) const = 0;
 
-  virtual std::string name() const = 0;    // "torch"
+  virtual std::string name() const = 0;    // "torch", "onednn"
   virtual std::string device() const = 0;  // "cpu", "cuda"
-  virtual std::string dtype() const = 0;   // "fp32", "bf16", "fp16"
+  virtual std::string dtype() const = 0;   // "fp32", "bf16", "fp16", "int8"
 };
+
+// The engine that `options` name, or the better one for the device.
 
 // Head number h of every batch is heads[h]; `checkpoint` holds the encoder
 // and `heads` their weights. After the call the checkpoint may go.
 // kFailedPrecondition: a device or dtype that this machine does not have.
+absl::StatusOr<std::unique_ptr<Engine>> NewEngine(
+    const Checkpoint& checkpoint, const std::vector<internal::Head>& heads,
+    const EngineOptions& options);
+
+// LibTorch, on a CPU or on CUDA: the reference.
 absl::StatusOr<std::unique_ptr<Engine>> NewTorchEngine(
     const Checkpoint& checkpoint, const std::vector<internal::Head>& heads,
     const EngineOptions& options);

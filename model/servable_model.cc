@@ -78,11 +78,19 @@ std::string LastPart(absl::string_view folder) {
   return std::string(folder.substr(folder.rfind('/') + 1));
 }
 
+// How far golden outputs may be off, times the larger of 1 and the output.
+double GoldenTolerance(const internal::Quantization& quantization,
+                       const std::string& dtype) {
+  if (dtype == "fp32") return 1e-3;
+  if (dtype != "int8") return 5e-2;
+  return quantization.golden_tolerance() > 0 ? quantization.golden_tolerance()
+                                             : 0.25;
+}
+
 // Runs the inputs that the trainer recorded and compares.
 absl::Status CheckGolden(const internal::Golden& golden,
                          const std::vector<internal::Head>& heads,
-                         const Engine& engine) {
-  const double tolerance = engine.dtype() == "fp32" ? 1e-3 : 5e-2;
+                         double tolerance, const Engine& engine) {
   for (int begin = 0; begin < golden.sequences_size();) {
     Batch batch;
     int end = begin;
@@ -242,15 +250,23 @@ absl::StatusOr<std::shared_ptr<const ServableModel>> ServableModel::Load(
       ResolveEncodingOptions(wanted, encoder);
   if (!encoding.ok()) return Annotate(encoding.status(), folder);
 
+  EngineOptions engine_options = options.engine;
+  if (manifest.has_quantization()) {
+    engine_options.quantization = &manifest.quantization();
+  }
   absl::StatusOr<std::unique_ptr<Engine>> engine =
-      NewTorchEngine(checkpoint, heads, options.engine);
+      NewEngine(checkpoint, heads, engine_options);
   if (!engine.ok()) return Annotate(engine.status(), folder);
   const std::string golden_path = JoinPath(folder, kGoldenFile);
   if (has_manifest && PathExists(golden_path)) {
     internal::Golden golden;
     RETURN_IF_ERROR(ReadTextProto(golden_path, &golden));
-    RETURN_IF_ERROR(
-        Annotate(CheckGolden(golden, heads, **engine), golden_path));
+    RETURN_IF_ERROR(Annotate(
+        CheckGolden(
+            golden, heads,
+            GoldenTolerance(manifest.quantization(), (*engine)->dtype()),
+            **engine),
+        golden_path));
   }
   RETURN_IF_ERROR(
       Annotate(WarmUp(**engine, static_cast<int>(heads.size()),

@@ -25,7 +25,8 @@ struct ServableOptions {
 class ServableModel {
  public:
   // Parses and checks everything in the folder, verifies the digests, runs the
-  // golden inputs (tolerance 1e-3 in fp32, 5e-2 otherwise) and warms up.
+  // golden inputs (tolerance 1e-3 in fp32, 5e-2 in bf16, in int8 the
+  // manifest's, else 0.25) and warms up.
   // A plain Hugging Face folder without a manifest loads too, with the head of
   // its checkpoint and version 0. Blocking; seconds.
   static absl::StatusOr<std::shared_ptr<const ServableModel>> Load(

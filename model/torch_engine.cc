@@ -119,6 +119,8 @@ absl::StatusOr<at::ScalarType> ChooseDtype(internal::Dtype dtype,
         return absl::FailedPreconditionError("dtype FP16: CUDA only");
       }
       return at::kHalf;
+    case internal::DTYPE_INT8:
+      return absl::FailedPreconditionError("dtype INT8: oneDNN's engine only");
     default:
       return absl::InvalidArgumentError(
           absl::StrCat("dtype ", dtype, ": unknown"));

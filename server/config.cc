@@ -243,9 +243,22 @@ void CheckEngine(ServerConfig* config, Checker* check) {
   if (!internal::Dtype_IsValid(engine.dtype())) {
     check->Error("engine.dtype", absl::StrCat(engine.dtype(), " is unknown"));
   }
+  if (!internal::EngineKind_IsValid(engine.kind())) {
+    check->Error("engine.kind", absl::StrCat(engine.kind(), " is unknown"));
+  }
+  const bool onednn = engine.kind() == internal::ENGINE_KIND_ONEDNN;
   if (engine.dtype() == internal::DTYPE_FP16 &&
-      engine.device() == internal::DEVICE_CPU) {
-    check->Error("engine.dtype", "DTYPE_FP16 needs CUDA, not DEVICE_CPU");
+      (engine.device() == internal::DEVICE_CPU || onednn)) {
+    check->Error("engine.dtype", "DTYPE_FP16 needs CUDA, not a CPU");
+  }
+  if (engine.dtype() == internal::DTYPE_INT8 &&
+      (engine.device() == internal::DEVICE_CUDA ||
+       engine.kind() == internal::ENGINE_KIND_TORCH)) {
+    check->Error("engine.dtype",
+                 "DTYPE_INT8 needs ENGINE_KIND_ONEDNN on a CPU");
+  }
+  if (onednn && engine.device() == internal::DEVICE_CUDA) {
+    check->Error("engine.kind", "ENGINE_KIND_ONEDNN is for a CPU, not CUDA");
   }
   engine.set_batch_threads(check->Number(
       "engine.batch_threads", engine.batch_threads(), 1, 1, kMaxThreads));

@@ -126,6 +126,7 @@ CommandLine ParseCommandLine(int argc, const char* const* argv) {
   std::vector<std::string> fields, models;
   internal::Device device = internal::DEVICE_AUTO;
   internal::Dtype dtype = internal::DTYPE_AUTO;
+  internal::EngineKind engine = internal::ENGINE_KIND_AUTO;
   internal::LogLevelConfig log_level = internal::LOG_LEVEL_INFO;
   internal::LogFormatConfig log_format = internal::LOG_FORMAT_TEXT;
   int batch_threads = 0, inner_threads = 0, pool_threads = 0,
@@ -220,8 +221,16 @@ CommandLine ParseCommandLine(int argc, const char* const* argv) {
       std::map<std::string, internal::Dtype>{{"auto", internal::DTYPE_AUTO},
                                              {"fp32", internal::DTYPE_FP32},
                                              {"bf16", internal::DTYPE_BF16},
-                                             {"fp16", internal::DTYPE_FP16}},
-      "auto|fp32|bf16|fp16");
+                                             {"fp16", internal::DTYPE_FP16},
+                                             {"int8", internal::DTYPE_INT8}},
+      "auto|fp32|bf16|fp16|int8");
+  CLI::Option* o_engine =
+      choice("--engine", engine, "By what [engine.kind: auto]",
+             std::map<std::string, internal::EngineKind>{
+                 {"auto", internal::ENGINE_KIND_AUTO},
+                 {"torch", internal::ENGINE_KIND_TORCH},
+                 {"onednn", internal::ENGINE_KIND_ONEDNN}},
+             "auto|torch|onednn");
   CLI::Option* o_batch_threads =
       add("--batch-threads", batch_threads,
           "Batches run at once [engine.batch_threads: 1]", "N");
@@ -323,6 +332,7 @@ CommandLine ParseCommandLine(int argc, const char* const* argv) {
   }
   if (given(o_device)) config.mutable_engine()->set_device(device);
   if (given(o_dtype)) config.mutable_engine()->set_dtype(dtype);
+  if (given(o_engine)) config.mutable_engine()->set_kind(engine);
   if (given(o_batch_threads)) {
     config.mutable_engine()->set_batch_threads(batch_threads);
   }

@@ -50,6 +50,7 @@ ModelManagerOptions ManagerOptions(const ServerOptions& options,
   out.default_model = config.default_model();
   out.servable.engine.device = config.engine().device();
   out.servable.engine.dtype = config.engine().dtype();
+  out.servable.engine.kind = config.engine().kind();
   out.servable.engine.inner_threads = config.engine().inner_threads();
   out.servable.encoding = config.encoding();
   out.poll_interval = FromProtoDuration(config.poll_interval());
