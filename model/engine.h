@@ -3,6 +3,7 @@
 // Runs an encoder and its heads over packed batches. An Engine is immutable
 // after construction and any thread may call Run, several at once.
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -15,12 +16,25 @@
 
 namespace vitrine {
 
+// What calibration asks an engine in int8: how large the inputs of its
+// products are.
+class ActivationObserver {
+ public:
+  virtual ~ActivationObserver() = default;
+  // The largest magnitude of each of `rows` rows (tokens) that go into the
+  // product. Called by any thread, several at once.
+  virtual void Observe(int layer, internal::Product product,
+                       const float* maxima, int64_t rows) = 0;
+};
+
 struct EngineOptions {
   internal::Device device = internal::DEVICE_AUTO;
   internal::Dtype dtype = internal::DTYPE_AUTO;
   internal::EngineKind kind = internal::ENGINE_KIND_AUTO;
   // The manifest's; null: none. Read while the engine is made.
   const internal::Quantization* quantization = nullptr;
+  // In int8: told of every product's input. Outlives the engine; null: nobody.
+  ActivationObserver* observer = nullptr;
   // Threads inside one batch; 0: as LibTorch finds it. LibTorch and the BLAS
   // have one such number per process: the engine made last sets it for all.
   int inner_threads = 0;
