@@ -77,4 +77,10 @@ absl::StatusOr<std::unique_ptr<Engine>> NewTorchEngine(
     const Checkpoint& checkpoint, const std::vector<internal::Head>& heads,
     const EngineOptions& options);
 
+// oneDNN's products with packed weights and kernels of our own between them, on
+// a CPU: the fast one.
+absl::StatusOr<std::unique_ptr<Engine>> NewOneDnnEngine(
+    const Checkpoint& checkpoint, const std::vector<internal::Head>& heads,
+    const EngineOptions& options);
+
 }  // namespace vitrine

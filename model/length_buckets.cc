@@ -60,4 +60,37 @@ std::vector<std::vector<int>> ShareByLength(const std::vector<int32_t>& offsets,
   return shares;
 }
 
+std::vector<std::vector<int>> ShareByTokens(const std::vector<int32_t>& offsets,
+                                            int parts) {
+  const std::vector<int> order = OrderByLength(offsets);
+  struct Share {
+    int64_t tokens = 0;
+    std::vector<int> sequences;
+  };
+  std::vector<Share> shares(std::min<size_t>(parts, order.size()));
+  const auto fuller = [](const Share& a, const Share& b) {
+    return a.tokens > b.tokens;
+  };
+  // A heap with the emptiest on top.
+  for (auto s = order.rbegin(); s != order.rend(); ++s) {
+    std::pop_heap(shares.begin(), shares.end(), fuller);
+    shares.back().tokens += Length(offsets, *s);
+    shares.back().sequences.push_back(*s);
+    std::push_heap(shares.begin(), shares.end(), fuller);
+  }
+  std::sort(shares.begin(), shares.end(), fuller);
+  std::vector<std::vector<int>> out;
+  for (Share& share : shares) out.push_back(std::move(share.sequences));
+  return out;
+}
+
+double Imbalance(const std::vector<int32_t>& offsets, int parts) {
+  const std::vector<std::vector<int>> shares = ShareByTokens(offsets, parts);
+  int64_t most = 0;
+  for (const int s : shares.front()) {
+    most += Length(offsets, s);
+  }
+  return static_cast<double>(most) * parts / offsets.back();
+}
+
 }  // namespace vitrine

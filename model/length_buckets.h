@@ -25,4 +25,14 @@ std::vector<LengthBucket> GroupByLength(const std::vector<int32_t>& offsets,
 std::vector<std::vector<int>> ShareByLength(const std::vector<int32_t>& offsets,
                                             int parts);
 
+// Shares the sequences out so that the fullest of at most `parts` shares is as
+// small as giving each sequence, the longest first, to the emptiest share makes
+// it. No share is empty; the fullest come first.
+std::vector<std::vector<int>> ShareByTokens(const std::vector<int32_t>& offsets,
+                                            int parts);
+
+// The tokens of the fullest of ShareByTokens' shares over the average of
+// `parts`.
+double Imbalance(const std::vector<int32_t>& offsets, int parts);
+
 }  // namespace vitrine

@@ -1,0 +1,3 @@
+#define VITRINE_KERNELS kPlainKernels
+#define VITRINE_LANES 4
+#include "model/vector_kernels_impl.h"
