@@ -10,10 +10,10 @@ extern const VectorKernels kAvx512Bf16Kernels;
 #endif
 
 int64_t AttentionScratch(int64_t length, int64_t head_width) {
-  // Scores and weights of four queries, keys, values: see HeadScratch. 16 lanes
-  // are the most that a length is rounded up to.
+  // Scores and weights of eight queries, keys, values: see HeadScratch. 16
+  // lanes are the most that a length is rounded up to.
   const int64_t padded = (length + 15) / 16 * 16;
-  return (2 * 4 + 2 * head_width) * padded;
+  return (2 * 8 + 2 * head_width) * padded;
 }
 
 const VectorKernels& VectorKernelsFor(CpuIsa isa) {

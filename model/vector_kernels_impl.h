@@ -12,7 +12,7 @@
 
 #include "model/vector_kernels.h"
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -22,10 +22,9 @@ namespace vitrine {
 namespace {
 
 constexpr int64_t kLanes = VITRINE_LANES;
-// Vectors side by side in a tile of attention, as many as there are registers
-// for.
-constexpr int kTileVectors = kLanes == 16 ? 4 : 2;
-constexpr int kTileRows = 4;
+// A tile of attention: as many sums as there are registers for.
+constexpr int kTileVectors = 2;
+constexpr int kTileRows = kLanes == 16 ? 8 : 4;
 
 typedef float F32 __attribute__((vector_size(kLanes * 4)));
 typedef int32_t I32 __attribute__((vector_size(kLanes * 4)));
@@ -73,26 +72,37 @@ VITRINE_INLINE void Store(F32 x, Bf16* at) {
 #endif
 }
 
+#if defined(__AVX512F__)
+VITRINE_INLINE F32 Min(F32 a, F32 b) {
+  return (F32)_mm512_min_ps((__m512)a, (__m512)b);
+}
+VITRINE_INLINE F32 Max(F32 a, F32 b) {
+  return (F32)_mm512_max_ps((__m512)a, (__m512)b);
+}
+#else
 VITRINE_INLINE F32 Min(F32 a, F32 b) { return a < b ? a : b; }
 VITRINE_INLINE F32 Max(F32 a, F32 b) { return a > b ? a : b; }
+#endif
 
+// The lanes of x in another order: lane i from i ^ distance.
+VITRINE_INLINE F32 Swap(F32 x, int64_t distance) {
+  I32 from;
+  for (int64_t i = 0; i < kLanes; ++i) from[i] = static_cast<int>(i ^ distance);
+  return __builtin_shuffle(x, from);
+}
 VITRINE_INLINE float Sum(F32 x) {
-  float sum[kLanes];
-  memcpy(sum, &x, sizeof(x));
-  for (int64_t n = kLanes / 2; n > 0; n /= 2) {
-    for (int64_t i = 0; i < n; ++i) sum[i] += sum[i + n];
-  }
-  return sum[0];
+  if constexpr (kLanes > 8) x += Swap(x, 8);
+  if constexpr (kLanes > 4) x += Swap(x, 4);
+  x += Swap(x, 2);
+  x += Swap(x, 1);
+  return x[0];
 }
 VITRINE_INLINE float Largest(F32 x) {
-  float most[kLanes];
-  memcpy(most, &x, sizeof(x));
-  for (int64_t n = kLanes / 2; n > 0; n /= 2) {
-    for (int64_t i = 0; i < n; ++i) {
-      most[i] = most[i] > most[i + n] ? most[i] : most[i + n];
-    }
-  }
-  return most[0];
+  if constexpr (kLanes > 8) x = Max(x, Swap(x, 8));
+  if constexpr (kLanes > 4) x = Max(x, Swap(x, 4));
+  x = Max(x, Swap(x, 2));
+  x = Max(x, Swap(x, 1));
+  return x[0];
 }
 
 // Lane numbers from `first` on.
@@ -113,16 +123,23 @@ VITRINE_INLINE F32 Polynomial(F32 x, float c0, Rest... rest) {
   }
 }
 
-// 2^x within 2e-7, relatively; x is cut to where the result is normal. Minimax
-// on [-0.5, 0.5].
+// 2^x for x <= 126, within 2e-7 relatively, or 8e-5 where bf16 is made of it;
+// below -126 it is 2^-126. Minimax on [-0.5, 0.5].
+template <bool exact = true>
 VITRINE_INLINE F32 Exp2(F32 x) {
-  x = Min(Max(x, All(-126.0f)), All(126.0f));
+  x = Max(x, All(-126.0f));
   // Adding 1.5 * 2^23 rounds to a whole number without a call.
   const F32 shifted = x + 12582912.0f;
   const F32 part = x - (shifted - 12582912.0f);
-  const F32 p = Polynomial(part, 1.0000000716723196f, 0.6931469669857393f,
-                           0.24022119630077132f, 0.05550713373792083f,
-                           0.00967554665645684f, 0.0013276450154910205f);
+  F32 p;
+  if constexpr (exact) {
+    p = Polynomial(part, 1.0000000716723196f, 0.6931469669857393f,
+                   0.24022119630077132f, 0.05550713373792083f,
+                   0.00967554665645684f, 0.0013276450154910205f);
+  } else {
+    p = Polynomial(part, 0.9999280895009395f, 0.6932610352993052f,
+                   0.2426108947335589f, 0.05517115382760637f);
+  }
   return (F32)((U32)p + ((U32)shifted << 23));
 }
 
@@ -155,46 +172,56 @@ constexpr float kLog2E = 1.44269504f;
 // 0.5 x (1 + tanh(t)) is x sigmoid(2 t).
 VITRINE_INLINE F32 GeluTanh(F32 x) {
   const F32 t = (1.5957691216f * kLog2E) * (x + 0.044715f * x * x * x);
-  return x / (1.0f + Exp2(-t));
+  return x / (1.0f + Exp2(Min(-t, All(126.0f))));
 }
 
-// A row as floats. May be called in place where y's rows are fp32.
-VITRINE_INLINE void LoadRow(const ProductOutput& y, int64_t row, int64_t width,
-                            float* out) {
+// Calls each(column, values) for all vectors of a row.
+template <typename Each>
+VITRINE_INLINE void ForRow(const ProductOutput& y, int64_t row, int64_t width,
+                           Each each) {
   const int64_t begin = row * width;
+  const auto walk = [&](auto load) __attribute__((always_inline)) {
+    if (y.bias == nullptr) {
+      for (int64_t i = 0; i < width; i += kLanes) each(i, load(i));
+    } else {
+      for (int64_t i = 0; i < width; i += kLanes) {
+        each(i, load(i) + Load(y.bias + i));
+      }
+    }
+  };
   switch (y.type) {
     case Element::kBf16: {
       const Bf16* const in = static_cast<const Bf16*>(y.data) + begin;
-      for (int64_t i = 0; i < width; i += kLanes) Store(Load(in + i), out + i);
+      walk([in](int64_t i)
+               __attribute__((always_inline)) { return Load(in + i); });
       break;
     }
     case Element::kS32: {
       const int32_t* const in = static_cast<const int32_t*>(y.data) + begin;
       const F32 scale = All(y.row_scales[row]);
-      for (int64_t i = 0; i < width; i += kLanes) {
+      walk([&y, in, scale ](int64_t i) __attribute__((always_inline)) {
         const I32 exact =
             *reinterpret_cast<const I32InMemory*>(in + i) -
             *reinterpret_cast<const I32InMemory*>(y.corrections + i);
-        Store(__builtin_convertvector(exact, F32) * scale *
-                  Load(y.column_scales + i),
-              out + i);
-      }
+        return __builtin_convertvector(exact, F32) * scale *
+               Load(y.column_scales + i);
+      });
       break;
     }
     default: {
       const float* const in = static_cast<const float*>(y.data) + begin;
-      if (in == out) break;
-      for (int64_t i = 0; i < width; i += kLanes) Store(Load(in + i), out + i);
+      walk([in](int64_t i)
+               __attribute__((always_inline)) { return Load(in + i); });
     }
-  }
-  if (y.bias == nullptr) return;
-  for (int64_t i = 0; i < width; i += kLanes) {
-    Store(Load(out + i) + Load(y.bias + i), out + i);
   }
 }
 
-VITRINE_INLINE void StoreRow(const float* in, int64_t row, int64_t width,
-                             const ProductInput& next) {
+VITRINE_INLINE F32 Magnitude(F32 x) { return Max(x, -x); }
+
+// Row `row` of what a product reads, of the values in `in`; `most` are their
+// largest magnitudes by lane, which kU8 alone looks at.
+VITRINE_INLINE void StoreRow(const float* in, F32 most, int64_t row,
+                             int64_t width, const ProductInput& next) {
   const int64_t begin = row * width;
   switch (next.type) {
     case Element::kBf16: {
@@ -203,11 +230,6 @@ VITRINE_INLINE void StoreRow(const float* in, int64_t row, int64_t width,
       break;
     }
     case Element::kU8: {
-      F32 most = F32{};
-      for (int64_t i = 0; i < width; i += kLanes) {
-        const F32 x = Load(in + i);
-        most = Max(most, Max(x, -x));
-      }
       float bound = Largest(most);
       if (next.bound > 0 && bound > next.bound) bound = next.bound;
       const float steps = static_cast<float>(next.zero - 1);
@@ -215,8 +237,8 @@ VITRINE_INLINE void StoreRow(const float* in, int64_t row, int64_t width,
       next.scales[row] = bound / steps;
       // The conversion cuts off, so 0.5 more: to nearest.
       const F32 zero = All(static_cast<float>(next.zero) + 0.5f);
-      const F32 least = All(1.0f),
-                largest = All(2.0f * next.zero - 1.0f + 0.5f);
+      const F32 least = All(1.0f);
+      const F32 largest = All(2.0f * static_cast<float>(next.zero) - 0.5f);
       uint8_t* const out = static_cast<uint8_t*>(next.data) + begin;
       for (int64_t i = 0; i < width; i += kLanes) {
         const F32 x = Min(Max(Load(in + i) * inverse + zero, least), largest);
@@ -234,26 +256,32 @@ VITRINE_INLINE void StoreRow(const float* in, int64_t row, int64_t width,
   }
 }
 
-// `row` holds the values, which add up to `sum`, and gets LayerNorm of them.
-VITRINE_INLINE void NormalizeRow(const Norm& norm, F32 sums, float* row) {
+// Row `row`, which holds the values and gets LayerNorm of them, and `next` of
+// it. `sums` by lane.
+VITRINE_INLINE void NormalizeRow(const Norm& norm, F32 sums, int64_t row,
+                                 float* x, const ProductInput& next) {
   const float mean = Sum(sums) / static_cast<float>(norm.size);
   const F32 means = All(mean);
   F32 squares = F32{};
   int64_t i = 0;
   for (; i + kLanes <= norm.size; i += kLanes) {
-    const F32 x = Load(row + i) - means;
-    squares += x * x;
+    const F32 d = Load(x + i) - means;
+    squares += d * d;
   }
   if (i < norm.size) {
-    const F32 x = Load(row + i) - means;
-    squares += Lanes(i) < static_cast<int32_t>(norm.size) ? x * x : F32{};
+    const F32 d = Load(x + i) - means;
+    squares += Lanes(i) < static_cast<int32_t>(norm.size) ? d * d : F32{};
   }
   const float variance = Sum(squares) / static_cast<float>(norm.size);
   const F32 scale = All(1.0f / __builtin_sqrtf(variance + norm.epsilon));
+  F32 most = F32{};
   for (i = 0; i < norm.width; i += kLanes) {
-    const F32 x = (Load(row + i) - means) * scale;
-    Store(x * Load(norm.weight + i) + Load(norm.bias + i), row + i);
+    const F32 y = (Load(x + i) - means) * scale * Load(norm.weight + i) +
+                  Load(norm.bias + i);
+    most = Max(most, Magnitude(y));
+    Store(y, x + i);
   }
+  StoreRow(x, most, row, norm.width, next);
 }
 
 template <typename T>
@@ -283,106 +311,80 @@ void Embed(const EmbeddingTables& tables, const TokenIds* tokens, int64_t rows,
                             position, segment, width, row)
             : AddEmbeddings(static_cast<const float*>(tables.words) + word,
                             position, segment, width, row);
-    NormalizeRow(norm, sums, row);
-    StoreRow(row, r, width, next);
+    NormalizeRow(norm, sums, r, row, next);
   }
-}
-
-// x += y, as LoadRow has it, and what the row adds up to.
-VITRINE_INLINE F32 AddRow(const ProductOutput& y, int64_t r, int64_t width,
-                          float* x) {
-  F32 sums = F32{};
-  const auto add = [&](auto load) __attribute__((always_inline)) {
-    for (int64_t i = 0; i < width; i += kLanes) {
-      F32 sum = Load(x + i) + load(i);
-      if (y.bias != nullptr) sum += Load(y.bias + i);
-      sums += sum;
-      Store(sum, x + i);
-    }
-  };
-  const int64_t begin = r * width;
-  switch (y.type) {
-    case Element::kBf16: {
-      const Bf16* const in = static_cast<const Bf16*>(y.data) + begin;
-      add([in](int64_t i)
-              __attribute__((always_inline)) { return Load(in + i); });
-      break;
-    }
-    case Element::kS32: {
-      const int32_t* const in = static_cast<const int32_t*>(y.data) + begin;
-      const F32 scale = All(y.row_scales[r]);
-      add([&y, in, scale ](int64_t i) __attribute__((always_inline)) {
-        const I32 exact =
-            *reinterpret_cast<const I32InMemory*>(in + i) -
-            *reinterpret_cast<const I32InMemory*>(y.corrections + i);
-        return __builtin_convertvector(exact, F32) * scale *
-               Load(y.column_scales + i);
-      });
-      break;
-    }
-    default: {
-      const float* const in = static_cast<const float*>(y.data) + begin;
-      add([in](int64_t i)
-              __attribute__((always_inline)) { return Load(in + i); });
-    }
-  }
-  return sums;
 }
 
 void AddAndNormalize(const ProductOutput& y, int64_t rows, const Norm& norm,
                      float* x, const ProductInput& next) {
   for (int64_t r = 0; r < rows; ++r) {
     float* const row = x + r * norm.width;
-    const F32 sums = AddRow(y, r, norm.width, row);
-    NormalizeRow(norm, sums, row);
-    StoreRow(row, r, norm.width, next);
+    F32 sums = F32{};
+    ForRow(
+        y, r,
+        norm.width, [&](int64_t i, F32 value) __attribute__((always_inline)) {
+          const F32 sum = Load(row + i) + value;
+          sums += sum;
+          Store(sum, row + i);
+        });
+    NormalizeRow(norm, sums, r, row, next);
+  }
+}
+
+// next = f(y), by way of `row`.
+template <typename F>
+VITRINE_INLINE void Map(const ProductOutput& y, int64_t rows, int64_t width,
+                        float* row, const ProductInput& next, F f) {
+  for (int64_t r = 0; r < rows; ++r) {
+    F32 most = F32{};
+    ForRow(
+        y, r, width, [&](int64_t i, F32 x) __attribute__((always_inline)) {
+          const F32 value = f(x);
+          most = Max(most, Magnitude(value));
+          Store(value, row + i);
+        });
+    StoreRow(row, most, r, width, next);
   }
 }
 
 void Activate(Activation activation, const ProductOutput& y, int64_t rows,
               int64_t width, float* row, const ProductInput& next) {
-  const bool exact = next.type == Element::kF32;
-  for (int64_t r = 0; r < rows; ++r) {
-    LoadRow(y, r, width, row);
-    switch (activation) {
-      case Activation::kGelu:
-        if (exact) {
-          for (int64_t i = 0; i < width; i += kLanes) {
-            Store(Gelu(Load(row + i)), row + i);
-          }
-        } else {
-          for (int64_t i = 0; i < width; i += kLanes) {
-            Store(FastGelu(Load(row + i)), row + i);
-          }
-        }
-        break;
-      case Activation::kGeluTanh:
-        for (int64_t i = 0; i < width; i += kLanes) {
-          Store(GeluTanh(Load(row + i)), row + i);
-        }
-        break;
-      case Activation::kRelu:
-        for (int64_t i = 0; i < width; i += kLanes) {
-          Store(Max(Load(row + i), F32{}), row + i);
-        }
-        break;
-    }
-    StoreRow(row, r, width, next);
+  switch (activation) {
+    case Activation::kGelu:
+      if (next.type == Element::kF32) {
+        Map(
+            y, rows, width, row, next,
+            [](F32 x) __attribute__((always_inline)) { return Gelu(x); });
+      } else {
+        Map(
+            y, rows, width, row, next,
+            [](F32 x) __attribute__((always_inline)) { return FastGelu(x); });
+      }
+      break;
+    case Activation::kGeluTanh:
+      Map(
+          y, rows, width, row, next,
+          [](F32 x) __attribute__((always_inline)) { return GeluTanh(x); });
+      break;
+    case Activation::kRelu:
+      Map(
+          y, rows, width, row, next,
+          [](F32 x) __attribute__((always_inline)) { return Max(x, F32{}); });
+      break;
   }
 }
 
 void Convert(const ProductOutput& y, int64_t rows, int64_t width, float* row,
              const ProductInput& next) {
-  for (int64_t r = 0; r < rows; ++r) {
-    LoadRow(y, r, width, row);
-    StoreRow(row, r, width, next);
-  }
+  Map(
+      y, rows, width, row, next,
+      [](F32 x) __attribute__((always_inline)) { return x; });
 }
 
 // tanh(x) = 1 - 2 / (e^2x + 1).
 void Tanh(int64_t n, float* x) {
   for (int64_t i = 0; i < n; i += kLanes) {
-    const F32 power = Exp2(Load(x + i) * (2 * kLog2E));
+    const F32 power = Exp2(Min(Load(x + i) * (2 * kLog2E), All(126.0f)));
     Store(1.0f - 2.0f / (power + 1.0f), x + i);
   }
 }
@@ -528,17 +530,13 @@ VITRINE_INLINE void Multiply(const uint32_t* a, int64_t a_stride,
       }
     }
   };
-  struct Four {
-    enum { kVectors = kTileVectors };
-  };
   struct Two {
-    enum { kVectors = 2 };
+    enum { kVectors = kTileVectors };
   };
   struct One {
     enum { kVectors = 1 };
   };
-  tile(Four());
-  if constexpr (kTileVectors > 2) tile(Two());
+  tile(Two());
   tile(One());
 }
 
@@ -560,7 +558,8 @@ VITRINE_INLINE float Softmax(int64_t length, int64_t padded, float* scores,
   F32 sums = F32{};
   for (int64_t i = 0; i < padded; i += kLanes) {
     // Minus infinity becomes 2^-126, and nothing beside the largest's 1.
-    const F32 weight = Exp2(Load(scores + i) - most);
+    const F32 weight =
+        Exp2<sizeof(T) == sizeof(float)>(Load(scores + i) - most);
     sums += weight;
     Store(weight, weights + i);
   }
@@ -632,9 +631,10 @@ void AttendAs(const AttentionTask& task) {
     for (; q + kTileRows <= task.queries; q += kTileRows) {
       AttendRows<type, kTileRows>(task, scratch, h, q, padded);
     }
-    for (; q < task.queries; ++q) {
-      AttendRows<type, 1>(task, scratch, h, q, padded);
+    for (; q + 2 <= task.queries; q += 2) {
+      AttendRows<type, 2>(task, scratch, h, q, padded);
     }
+    if (q < task.queries) AttendRows<type, 1>(task, scratch, h, q, padded);
   }
 }
 
