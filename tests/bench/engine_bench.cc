@@ -1,5 +1,6 @@
 // Times an engine on real token sequences: sorted by length and in batches of
-// --batch, or one at a time with --single. Prints one JSON line.
+// --batch sequences or --batch-tokens tokens, or one at a time with --single.
+// Prints one JSON line.
 //
 //   engine_bench --model FOLDER --ids IDS.jsonl --engine torch --dtype bf16
 
@@ -8,6 +9,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <fstream>
 #include <iostream>
 #include <numeric>
 #include <sstream>
@@ -31,8 +33,10 @@ namespace {
 struct Options {
   std::string model, ids, engine = "torch", dtype = "fp32", logits;
   int batch = 32;
+  int batch_tokens = 0;  // 0: by `batch`
   int threads = static_cast<int>(std::thread::hardware_concurrency());
   int rounds = 3;
+  int warmup_rounds = 0;
   bool single = false;
 };
 
@@ -88,13 +92,40 @@ absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const Options& options) {
     heads[0].set_pooling(internal::POOLING_MEAN);
   }
   heads.resize(1);
-  EngineOptions engine;
-  engine.dtype = options.dtype == "auto"   ? internal::DTYPE_AUTO
+  EngineOptions wanted;
+  wanted.kind = options.engine == "onednn" ? internal::ENGINE_KIND_ONEDNN
+                                           : internal::ENGINE_KIND_TORCH;
+  wanted.dtype = options.dtype == "auto"   ? internal::DTYPE_AUTO
                  : options.dtype == "fp32" ? internal::DTYPE_FP32
                  : options.dtype == "bf16" ? internal::DTYPE_BF16
-                                           : internal::DTYPE_FP16;
-  engine.inner_threads = options.threads;
-  return NewTorchEngine(checkpoint, heads, engine);
+                 : options.dtype == "fp16" ? internal::DTYPE_FP16
+                                           : internal::DTYPE_INT8;
+  if (manifest.has_quantization()) {
+    wanted.quantization = &manifest.quantization();
+  }
+  wanted.inner_threads = options.threads;
+  ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine,
+                   NewEngine(checkpoint, heads, wanted));
+  // A figure under another's name is worse than none.
+  if (engine->name() != options.engine ||
+      (options.dtype != "auto" && engine->dtype() != options.dtype)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("no ", options.engine, " engine in ", options.dtype,
+                     " here: got ", engine->name(), " in ", engine->dtype()));
+  }
+  return engine;
+}
+
+// A line of /proc/self/status in MiB, such as VmRSS; 0 where there is none.
+double StatusMib(const std::string& field) {
+  std::ifstream status("/proc/self/status");
+  for (std::string word; status >> word;) {
+    if (word != field + ":") continue;
+    double kib = 0;
+    status >> kib;
+    return kib / 1024;
+  }
+  return 0;
 }
 
 double Rounded(double value, int digits) {
@@ -114,9 +145,11 @@ absl::Status WriteLogits(const std::string& path,
 absl::Status Bench(const Options& options) {
   ASSIGN_OR_RETURN(const std::vector<Encoding> sequences,
                    ReadSequences(options.ids));
+  const double start_mib = StatusMib("VmRSS");
   ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, LoadEngine(options));
 
-  const size_t size = options.single ? 1 : options.batch;
+  const double loaded_mib = StatusMib("VmRSS");
+
   std::vector<size_t> order(sequences.size());
   std::iota(order.begin(), order.end(), 0);
   if (!options.single) {
@@ -124,16 +157,29 @@ absl::Status Bench(const Options& options) {
       return sequences[a].ids.size() < sequences[b].ids.size();
     });
   }
+  const auto full = [&options](const Batch& batch, const Encoding& next) {
+    if (options.single) return true;
+    if (options.batch_tokens == 0) return batch.sequences() >= options.batch;
+    return batch.tokens() + static_cast<int64_t>(next.ids.size()) >
+           options.batch_tokens;
+  };
   std::vector<Batch> batches;
   int64_t tokens = 0;
-  for (size_t i = 0; i < order.size(); ++i) {
-    if (i % size == 0) batches.emplace_back();
-    batches.back().Add(sequences[order[i]], 1);
-    tokens += static_cast<int64_t>(sequences[order[i]].ids.size());
+  for (const size_t i : order) {
+    if (batches.empty() || full(batches.back(), sequences[i])) {
+      batches.emplace_back();
+    }
+    batches.back().Add(sequences[i], 1);
+    tokens += static_cast<int64_t>(sequences[i].ids.size());
   }
 
   for (size_t i = 0; i < std::min<size_t>(3, batches.size()); ++i) {
     RETURN_IF_ERROR(engine->Run(batches[i]).status());
+  }
+  for (int round = 0; round < options.warmup_rounds; ++round) {
+    for (const Batch& batch : batches) {
+      RETURN_IF_ERROR(engine->Run(batch).status());
+    }
   }
   using Clock = std::chrono::steady_clock;
   const auto seconds_since = [](Clock::time_point start) {
@@ -143,14 +189,15 @@ absl::Status Bench(const Options& options) {
   std::vector<std::vector<float>> logits(sequences.size());
   for (int round = 0; round < options.rounds; ++round) {
     const Clock::time_point start = Clock::now();
-    for (size_t b = 0; b < batches.size(); ++b) {
+    auto next = order.begin();
+    for (const Batch& batch : batches) {
       const Clock::time_point call = Clock::now();
-      ASSIGN_OR_RETURN(const Outputs outputs, engine->Run(batches[b]));
+      ASSIGN_OR_RETURN(const Outputs outputs, engine->Run(batch));
       each_ms.push_back(seconds_since(call) * 1e3);
       if (round > 0) continue;
-      for (int s = 0; s < batches[b].sequences(); ++s) {
+      for (int s = 0; s < batch.sequences(); ++s) {
         const absl::Span<const float> row = outputs.Of(s);
-        logits[order[b * size + s]].assign(row.begin(), row.end());
+        logits[*next++].assign(row.begin(), row.end());
       }
     }
     rounds.push_back(seconds_since(start));
@@ -171,13 +218,20 @@ absl::Status Bench(const Options& options) {
   out["model"] = options.model;
   out["sequences"] = sequences.size();
   out["tokens"] = tokens;
-  out["batch"] = size;
+  if (options.single || options.batch_tokens == 0) {
+    out["batch"] = options.single ? 1 : options.batch;
+  } else {
+    out["batch_tokens"] = options.batch_tokens;
+  }
   out["threads"] = options.threads;
   out["seconds"] = Rounded(seconds, 4);
   out["sequences_per_s"] = Rounded(sequences.size() / seconds, 1);
   out["tokens_per_s"] = std::llround(tokens / seconds);
   out["p50_ms"] = Rounded(quantile(0.5), 3);
   out["p99_ms"] = Rounded(quantile(0.99), 3);
+  out["start_mib"] = Rounded(start_mib, 1);
+  out["loaded_mib"] = Rounded(loaded_mib, 1);
+  out["peak_mib"] = Rounded(StatusMib("VmHWM"), 1);
   std::cout << out.dump() << std::endl;
   return absl::OkStatus();
 }
@@ -195,14 +249,17 @@ int main(int argc, char** argv) {
   app.add_option("--model", options.model, "Model folder")->required();
   app.add_option("--ids", options.ids, "IDS.jsonl")->required();
   app.add_option("--engine", options.engine, "Engine")
-      ->check(CLI::IsMember({"torch"}))
+      ->check(CLI::IsMember({"torch", "onednn"}))
       ->capture_default_str();
   app.add_option("--dtype", options.dtype, "Arithmetic of the encoder")
-      ->check(CLI::IsMember({"auto", "fp32", "bf16", "fp16"}))
+      ->check(CLI::IsMember({"auto", "fp32", "bf16", "fp16", "int8"}))
       ->capture_default_str();
   app.add_option("--batch", options.batch, "Sequences in a batch")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  app.add_option("--batch-tokens", options.batch_tokens,
+                 "Instead: as many sequences as have so many tokens")
+      ->check(CLI::PositiveNumber);
   app.add_flag("--single", options.single,
                "One sequence a call, in file order: latency");
   app.add_option("--threads", options.threads, "Threads inside a batch")
@@ -210,6 +267,10 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--rounds", options.rounds, "Times over the whole file")
       ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--warmup-rounds", options.warmup_rounds,
+                 "Times over the whole file before")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--logits", options.logits,
                  "Write the head's raw outputs, a line per sequence in file "
