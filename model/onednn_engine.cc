@@ -175,44 +175,51 @@ struct Placed {
   int64_t length = 0;
 };
 
-// Where threads that share rows wait for each other. They spin: what they wait
-// for is some microseconds of the others' work.
+// Waits until `value` is no longer `old`, and returns what it is. Spins at
+// first, since what is waited for is some microseconds of another thread's
+// work; then sleeps, for that thread may lack the core that this one spins on.
+int AwaitChange(const std::atomic<int>& value, int old) {
+  for (int spins = 0; spins < 2000; ++spins) {
+    const int now = value.load(std::memory_order_acquire);
+    if (now != old) return now;
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+  int now;
+  while ((now = value.load(std::memory_order_acquire)) == old) value.wait(old);
+  return now;
+}
+
+// Where threads that share rows wait for each other.
 class Meeting {
  public:
   explicit Meeting(int threads) : threads_(threads) {}
 
   // False once somebody has given up.
   [[nodiscard]] bool Wait() {
-    const int round = round_.load(std::memory_order_acquire);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
-      arrived_.store(0, std::memory_order_relaxed);
-      round_.store(round + 1, std::memory_order_release);
-      return true;
+    int round = round_.load(std::memory_order_acquire);
+    if (round == kGivenUp) return false;
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < threads_) {
+      return AwaitChange(round_, round) != kGivenUp;
     }
-    for (int spins = 0; round_.load(std::memory_order_acquire) == round;
-         ++spins) {
-      if (given_up_.load(std::memory_order_relaxed)) return false;
-      if (spins < kSpins) {
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#endif
-      } else {
-        // The other one is without a core: this one may be what it waits for.
-        std::this_thread::yield();
-      }
-    }
-    return true;
+    arrived_.store(0, std::memory_order_relaxed);
+    const bool all = round_.compare_exchange_strong(round, round + 1);
+    round_.notify_all();
+    return all;
   }
 
   // The others need not wait for this thread any more.
-  void GiveUp() { given_up_.store(true, std::memory_order_relaxed); }
+  void GiveUp() {
+    round_.store(kGivenUp);
+    round_.notify_all();
+  }
 
  private:
-  static constexpr int kSpins = 2000;
+  static constexpr int kGivenUp = -1;
   const int threads_;
   std::atomic<int> arrived_{0};
   std::atomic<int> round_{0};
-  std::atomic<bool> given_up_{false};
 };
 
 // Memory is the only thing that may throw while a batch runs.
@@ -683,16 +690,10 @@ absl::Status OneDnnEngine::RunTogether(const Share& share) const {
     explicit Team(int helpers) : helpers(helpers) {}
     std::vector<std::atomic<int>> helpers;
     std::atomic<int> size{0};  // set once all have come or are too late
-    std::atomic<int> left{0};
+    std::atomic<int> done{0};  // helpers that are
     std::unique_ptr<Meeting> meeting;
     Rows* rows = nullptr;
     std::vector<absl::Status> results;
-  };
-  const auto pause = [](int tries) {
-    if (tries > 1000) std::this_thread::yield();
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
   };
   const int most =
       static_cast<int>(std::min<int64_t>(threads_, share.rows() / kRowStep));
@@ -711,16 +712,12 @@ absl::Status OneDnnEngine::RunTogether(const Share& share) const {
     if (!team.results[m].ok()) team.meeting->GiveUp();
   };
   for (int h = 0; h < most - 1; ++h) {
-    const bool posted = pool_->Post([this, team, h, run, pause] {
+    const bool posted = pool_->Post([this, team, h, run] {
       int invited = Team::kInvited;
       if (!team->helpers[h].compare_exchange_strong(invited, Team::kThere)) {
         return;
       }
-      int size;
-      for (int tries = 0;
-           (size = team->size.load(std::memory_order_acquire)) == 0; ++tries) {
-        pause(tries);
-      }
+      const int size = AwaitChange(team->size, 0);
       int member = 1;
       for (int other = 0; other < h; ++other) {
         member += team->helpers[other].load() == Team::kThere;
@@ -729,7 +726,8 @@ absl::Status OneDnnEngine::RunTogether(const Share& share) const {
         const WorkspaceLoan own(this);
         run(*team, member, size, &own->scratch);
       }
-      team->left.fetch_add(1, std::memory_order_release);
+      team->done.fetch_add(1, std::memory_order_release);
+      team->done.notify_one();
     });
     if (!posted) team->helpers[h].store(Team::kTooLate);
   }
@@ -741,7 +739,8 @@ absl::Status OneDnnEngine::RunTogether(const Share& share) const {
   const Clock::time_point latest = Clock::now() + kHelpersComeWithin;
   int size = 1;
   for (std::atomic<int>& helper : team->helpers) {
-    while (helper.load() == Team::kInvited && Clock::now() < latest) pause(0);
+    while (helper.load() == Team::kInvited && Clock::now() < latest)
+      std::this_thread::yield();
     int invited = Team::kInvited;
     helper.compare_exchange_strong(invited, Team::kTooLate);
     size += helper.load() == Team::kThere;
@@ -749,10 +748,11 @@ absl::Status OneDnnEngine::RunTogether(const Share& share) const {
   team->meeting = std::make_unique<Meeting>(size);
   team->results.resize(size);
   team->size.store(size, std::memory_order_release);
+  team->size.notify_all();
   run(*team, 0, size, &workspace->scratch);
-  for (int tries = 0; team->left.load(std::memory_order_acquire) < size - 1;
-       ++tries) {
-    pause(tries);
+  for (int done = team->done.load(std::memory_order_acquire);
+       done < size - 1;) {
+    done = AwaitChange(team->done, done);
   }
   for (const absl::Status& status : team->results) RETURN_IF_ERROR(status);
   return absl::OkStatus();
