@@ -8,7 +8,6 @@
 // all keys and values are there.
 
 #include <stdlib.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -39,7 +38,9 @@ namespace vitrine {
 namespace {
 
 // Tokens that a thread takes from the first layer to the last.
-constexpr int64_t kShareTokens = 256;
+constexpr int64_t kShareTokens = 512;
+// Rows of these that go from attention to the end of a layer at once.
+constexpr int64_t kChunkRows = 256;
 // Above this (the busiest thread's tokens over the average) threads share rows.
 constexpr double kMaxImbalance = 1.15;
 // Fewer tokens are not worth waking a second thread for.
@@ -349,8 +350,6 @@ class OneDnnEngine final : public Engine {
   int64_t head_width_ = 0;  // of one head of attention
   int64_t inner_width_ = 0;
   int64_t widest_ = 0;
-  int64_t chunk_rows_ =
-      64;  // that go from attention to the layer's end at once
   int zero_ = 128;
   Activation activation_ = Activation::kGelu;
   Element between_ = Element::kF32;  // of queries, keys, values and context
@@ -439,10 +438,10 @@ absl::Status OneDnnEngine::RunRows(const Share& share, int64_t begin,
     std::byte* const all_qkv = shared.Get<std::byte>(all_rows * qkv_row);
     std::byte* const qkv = all_qkv + begin * qkv_row;
     if (layer.query_key_value.type() == ProductType::kInt8) {
-      for (int64_t r = 0; r < count; r += chunk_rows_) {
-        const int64_t n = std::min(chunk_rows_, count - r);
+      for (int64_t r = 0; r < count; r += kChunkRows) {
+        const int64_t n = std::min<int64_t>(kChunkRows, count - r);
         int32_t* const exact =
-            scratch->middle.Get<int32_t>(chunk_rows_ * 3 * attention_width);
+            scratch->middle.Get<int32_t>(kChunkRows * 3 * attention_width);
         ASSIGN_OR_RETURN(const ProductOutput y,
                          Multiply(layer.query_key_value,
                                   From(input, r, layer.query_key_value.from()),
@@ -496,30 +495,30 @@ absl::Status OneDnnEngine::RunRows(const Share& share, int64_t begin,
     ProductInput next;  // the stream itself
     next.data = stream;
     if (!last) next = input_of_layer(layers_[l + 1]);
-    for (int64_t r = 0; r < left; r += chunk_rows_) {
-      const int64_t n = std::min(chunk_rows_, left - r);
+    for (int64_t r = 0; r < left; r += kChunkRows) {
+      const int64_t n = std::min<int64_t>(kChunkRows, left - r);
       float* const x = stream + r * width_;
       ProductInput attended;
       if (InputElement(layer.attention_output.type()) == between_) {
         attended = From(context, begin + r, attention_width);
       } else {
         attended = InputOf(layer.attention_output, &scratch->context_input,
-                           chunk_rows_);
+                           kChunkRows);
         ProductOutput plain;
         plain.type = between_;
         plain.data = context_rows + r * context_row;
         kernels_.convert(plain, n, attention_width, wide, attended);
       }
-      void* const y = scratch->output.Get<float>(chunk_rows_ * width_);
+      void* const y = scratch->output.Get<float>(kChunkRows * width_);
       ASSIGN_OR_RETURN(ProductOutput out, Multiply(layer.attention_output,
                                                    attended, n, y, scratch));
       ProductInput middle =
-          InputOf(layer.intermediate, &scratch->norm_input, chunk_rows_);
+          InputOf(layer.intermediate, &scratch->norm_input, kChunkRows);
       if (middle.type == Element::kF32) middle.data = x;
       kernels_.add_and_normalize(out, n, layer.attention_norm.norm, x, middle);
 
       void* const wide_rows =
-          scratch->middle.Get<float>(chunk_rows_ * inner_width_);
+          scratch->middle.Get<float>(kChunkRows * inner_width_);
       ASSIGN_OR_RETURN(
           out, Multiply(layer.intermediate, middle, n, wide_rows, scratch));
       // In place where the types are the same.
@@ -528,7 +527,7 @@ absl::Status OneDnnEngine::RunRows(const Share& share, int64_t begin,
         activated.type = out.type;
         activated.data = wide_rows;
       } else {
-        activated = InputOf(layer.output, &scratch->middle_input, chunk_rows_);
+        activated = InputOf(layer.output, &scratch->middle_input, kChunkRows);
       }
       kernels_.activate(activation_, out, n, inner_width_, wide, activated);
       ASSIGN_OR_RETURN(out, Multiply(layer.output, activated, n, y, scratch));
@@ -820,7 +819,6 @@ class OneDnnEngine::Loader {
                 ? ProductType::kBf16
                 : ProductType::kF32;
     engine_.between_ = InputElement(rest_);
-    engine_.chunk_rows_ = ChunkRows();
     RETURN_IF_ERROR(LoadEmbeddings());
     for (int l = 0; l < config.num_layers; ++l) {
       engine_.layers_.emplace_back();
@@ -835,17 +833,6 @@ class OneDnnEngine::Loader {
 
  private:
   using Tensors = std::map<std::string, TensorView>;
-
-  // Rows that go through the second half of a layer at once: what is between
-  // its products should stay in half of a core's second cache.
-  int64_t ChunkRows() const {
-    const int64_t cache =
-        std::max<int64_t>(sysconf(_SC_LEVEL2_CACHE_SIZE), 1 << 20);
-    const int64_t row =
-        8 * engine_.width_ +
-        (engine_.dtype_ == internal::DTYPE_BF16 ? 2 : 4) * engine_.inner_width_;
-    return std::clamp<int64_t>(cache / 2 / row / 64 * 64, 64, 256);
-  }
 
   static absl::StatusOr<std::vector<float>> Read(const Tensors& tensors,
                                                  const std::string& name) {

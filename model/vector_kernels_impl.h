@@ -331,19 +331,35 @@ void AddAndNormalize(const ProductOutput& y, int64_t rows, const Norm& norm,
   }
 }
 
-// next = f(y), by way of `row`.
+// next = f(y), by way of `row` where a whole row must be known first.
 template <typename F>
 VITRINE_INLINE void Map(const ProductOutput& y, int64_t rows, int64_t width,
                         float* row, const ProductInput& next, F f) {
   for (int64_t r = 0; r < rows; ++r) {
-    F32 most = F32{};
-    ForRow(
-        y, r, width, [&](int64_t i, F32 x) __attribute__((always_inline)) {
-          const F32 value = f(x);
-          most = Max(most, Magnitude(value));
-          Store(value, row + i);
-        });
-    StoreRow(row, most, r, width, next);
+    const auto store_at = [&](auto* out) __attribute__((always_inline)) {
+      ForRow(
+          y, r, width, [&](int64_t i, F32 x) __attribute__((always_inline)) {
+            Store(f(x), out + i);
+          });
+    };
+    switch (next.type) {
+      case Element::kBf16:
+        store_at(static_cast<Bf16*>(next.data) + r * width);
+        break;
+      case Element::kU8: {
+        F32 most = F32{};
+        ForRow(
+            y, r, width, [&](int64_t i, F32 x) __attribute__((always_inline)) {
+              const F32 value = f(x);
+              most = Max(most, Magnitude(value));
+              Store(value, row + i);
+            });
+        StoreRow(row, most, r, width, next);
+        break;
+      }
+      default:
+        store_at(static_cast<float*>(next.data) + r * width);
+    }
   }
 }
 
