@@ -19,7 +19,7 @@ using Tag = dnnl::memory::format_tag;
 // Rows of the calls that a product is made of, the largest first: a few that
 // are made once, in place of code for every number of rows.
 constexpr int64_t kCallRows[] = {256, 128, 64, 32, 16};
-constexpr int kCalls = 5;
+static_assert(kRowStep == 16);
 
 bool Has(dnnl::cpu_isa wanted) {
   const auto have = static_cast<unsigned>(dnnl::get_effective_cpu_isa());
@@ -86,6 +86,7 @@ bool HasExactInt8() {
 struct ProductContext::Parts {
   dnnl::stream stream{Cpu()};
   std::vector<std::byte> scratch;
+  std::vector<std::byte> x, y;  // copies of rows
 };
 
 ProductContext::ProductContext() : parts_(std::make_unique<Parts>()) {}
@@ -96,10 +97,11 @@ ProductContext& ProductContext::operator=(ProductContext&&) noexcept = default;
 struct ProductCode::Parts {
   ProductShape shape;
   struct Call {
+    int64_t rows;
     dnnl::matmul::primitive_desc description;
     dnnl::matmul code;
   };
-  Call calls[kCalls];
+  std::vector<Call> calls;     // the largest first
   dnnl::memory::desc weights;  // packed
   dnnl::memory::desc bias;
   int64_t scratch_bytes = 0;
@@ -126,23 +128,31 @@ absl::StatusOr<std::shared_ptr<const ProductCode>> ProductCode::Create(
     const dnnl::memory::dims weight_dims = {shape.from, shape.to};
     const dnnl::memory::desc any(weight_dims, WeightType(shape.type), Tag::any);
     parts->bias = dnnl::memory::desc({1, shape.to}, Type::f32, Tag::ab);
-    for (int c = 0; c < kCalls; ++c) {
-      const dnnl::memory::desc x({kCallRows[c], shape.from},
-                                 InputType(shape.type), Tag::ab);
-      const dnnl::memory::desc y({kCallRows[c], shape.to},
-                                 OutputType(shape.type), Tag::ab);
+    for (const int64_t rows : kCallRows) {
+      if (rows < shape.least_rows) break;
+      const dnnl::memory::desc x({rows, shape.from}, InputType(shape.type),
+                                 Tag::ab);
+      const dnnl::memory::desc y({rows, shape.to}, OutputType(shape.type),
+                                 Tag::ab);
       // What suits the most rows is what all get.
-      const dnnl::memory::desc& weights = c == 0 ? any : parts->weights;
-      Parts::Call& call = parts->calls[c];
-      call.description = dnnl::matmul::primitive_desc(
+      const bool first = parts->calls.empty();
+      const dnnl::memory::desc& weights = first ? any : parts->weights;
+      const dnnl::matmul::desc wanted =
           shape.bias ? dnnl::matmul::desc(x, weights, parts->bias, y)
-                     : dnnl::matmul::desc(x, weights, y),
-          attributes, Cpu());
-      if (c == 0) parts->weights = call.description.weights_desc();
-      call.code = dnnl::matmul(call.description);
+                     : dnnl::matmul::desc(x, weights, y);
+      const dnnl::matmul::primitive_desc description(wanted, attributes, Cpu(),
+                                                     /*allow_empty=*/!first);
+      // Not with these weights, or not fast: Run has a way around.
+      if (!first && (description.get(true) == nullptr ||
+                     parts->calls.front().description.impl_info_str() !=
+                         std::string(description.impl_info_str()))) {
+        break;
+      }
+      if (first) parts->weights = description.weights_desc();
       parts->scratch_bytes = std::max<int64_t>(
           parts->scratch_bytes,
-          static_cast<int64_t>(call.description.scratchpad_desc().get_size()));
+          static_cast<int64_t>(description.scratchpad_desc().get_size()));
+      parts->calls.push_back({rows, description, dnnl::matmul(description)});
     }
   } catch (const dnnl::error& error) {
     return OneDnnError(error);
@@ -213,34 +223,42 @@ absl::Status ProductCode::Run(const Weights& weights, const void* x, void* y,
   if (static_cast<int64_t>(own.scratch.size()) < parts.scratch_bytes) {
     own.scratch.resize(parts.scratch_bytes);
   }
+  const auto run = [&](const Parts::Call& call, void* in, void* out) {
+    const dnnl::memory x_memory(call.description.src_desc(), Cpu(), in);
+    const dnnl::memory y_memory(call.description.dst_desc(), Cpu(), out);
+    const dnnl::memory scratch(call.description.scratchpad_desc(), Cpu(),
+                               own.scratch.data());
+    const dnnl_exec_arg_t args[] = {
+        {DNNL_ARG_SRC, x_memory.get()},
+        {DNNL_ARG_WEIGHTS, weights.weights.get()},
+        {DNNL_ARG_DST, y_memory.get()},
+        {DNNL_ARG_SCRATCHPAD, scratch.get()},
+        {DNNL_ARG_BIAS, weights.bias.get(true)},
+    };
+    dnnl::error::wrap_c_api(
+        dnnl_primitive_execute(call.code.get(), own.stream.get(),
+                               parts.shape.bias ? 5 : 4, args),
+        "could not multiply");
+  };
   auto* in = static_cast<std::byte*>(const_cast<void*>(x));
   auto* out = static_cast<std::byte*>(y);
   try {
-    for (int c = 0; c < kCalls;) {
-      if (rows < kCallRows[c]) {
-        ++c;
-        continue;
+    for (const Parts::Call& call : parts.calls) {
+      for (; rows >= call.rows; rows -= call.rows) {
+        run(call, in, out);
+        in += call.rows * x_row;
+        out += call.rows * y_row;
       }
-      const Parts::Call& call = parts.calls[c];
-      const dnnl::memory x_memory(call.description.src_desc(), Cpu(), in);
-      const dnnl::memory y_memory(call.description.dst_desc(), Cpu(), out);
-      const dnnl::memory scratch(call.description.scratchpad_desc(), Cpu(),
-                                 own.scratch.data());
-      const dnnl_exec_arg_t args[] = {
-          {DNNL_ARG_SRC, x_memory.get()},
-          {DNNL_ARG_WEIGHTS, weights.weights.get()},
-          {DNNL_ARG_DST, y_memory.get()},
-          {DNNL_ARG_SCRATCHPAD, scratch.get()},
-          {DNNL_ARG_BIAS, weights.bias.get(true)},
-      };
-      dnnl::error::wrap_c_api(
-          dnnl_primitive_execute(call.code.get(), own.stream.get(),
-                                 parts.shape.bias ? 5 : 4, args),
-          "could not multiply");
-      rows -= kCallRows[c];
-      in += kCallRows[c] * x_row;
-      out += kCallRows[c] * y_row;
     }
+    if (rows == 0) return absl::OkStatus();
+    // Fewer than the smallest call takes: by way of memory that is large
+    // enough.
+    const Parts::Call& call = parts.calls.back();
+    own.x.resize(std::max<size_t>(own.x.size(), call.rows * x_row));
+    own.y.resize(std::max<size_t>(own.y.size(), call.rows * y_row));
+    std::copy_n(in, rows * x_row, own.x.data());
+    run(call, own.x.data(), own.y.data());
+    std::copy_n(own.y.data(), rows * y_row, out);
   } catch (const dnnl::error& error) {
     return OneDnnError(error);
   }

@@ -34,6 +34,8 @@ struct ProductShape {
   int64_t from = 0;   // columns of the input
   int64_t to = 0;     // columns of the output
   bool bias = false;  // added by the product; not with kInt8
+  // Rows of the smallest call of oneDNN; fewer go by way of a copy.
+  int64_t least_rows = 16;
 };
 
 // Rows per call are multiples of this.
