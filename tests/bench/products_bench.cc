@@ -31,6 +31,8 @@ namespace {
 
 using dnnl::memory;
 
+constexpr int64_t kLargestBlock = 512;  // rows
+
 struct Options {
   int64_t layers = 6, hidden = 384, intermediate = 0;
   int64_t tokens = 8192;
@@ -274,31 +276,32 @@ Measured Measure(const Options& options, Plan plan, int64_t tokens,
           passes[passes.size() / 2]};
 }
 
+// Sizes of blocks to try for so many rows.
+std::vector<int64_t> Blocks(const Options& options, int64_t rows) {
+  if (options.block > 0) return {std::min(options.block, rows)};
+  std::vector<int64_t> blocks;
+  for (int64_t block = 64; block < std::min(rows, kLargestBlock); block *= 2) {
+    blocks.push_back(block);
+  }
+  blocks.push_back(std::min(rows, kLargestBlock));
+  return blocks;
+}
+
 std::vector<Plan> Plans(const Options& options) {
+  std::vector<std::string> splits = {options.split};
+  std::vector<std::string> orders = {options.order};
+  if (options.split.empty()) {
+    splits = {"rows"};
+    if (options.threads > 1) splits.push_back("columns");
+  }
+  if (options.order.empty()) orders = {"layers", "blocks"};
   std::vector<Plan> plans;
-  for (const bool split_rows : {true, false}) {
-    if (!options.split.empty() && split_rows != (options.split == "rows")) {
-      continue;
-    }
-    if (!split_rows && options.threads == 1 && options.split.empty()) continue;
-    int64_t last = 0;
-    for (int64_t block : {16, 32, 64, 128, 256, 512, 1024}) {
-      if (options.block > 0) block = options.block;
-      block = std::min(
-          block, split_rows
-                     ? (options.tokens + options.threads - 1) / options.threads
-                     : options.tokens);
-      if (block == last) break;
-      last = block;
-      // Smaller ones only where there are no more rows.
-      const bool small = block < 64 && block < options.tokens / options.threads;
-      if (small && options.block == 0) continue;
-      for (const bool layer_first : {true, false}) {
-        if (!options.order.empty() &&
-            layer_first != (options.order == "layers")) {
-          continue;
-        }
-        plans.push_back({split_rows, block, layer_first});
+  for (const std::string& split : splits) {
+    const int parts = split == "rows" ? options.threads : 1;
+    const int64_t rows = (options.tokens + parts - 1) / parts;
+    for (const int64_t block : Blocks(options, rows)) {
+      for (const std::string& order : orders) {
+        plans.push_back({split == "rows", block, order == "layers"});
       }
     }
   }
@@ -333,24 +336,36 @@ double Rounded(double value, int digits) {
   return std::round(value * scale) / scale;
 }
 
-void Bench(const Options& options) {
-  // The search is on fewer tokens and for a moment each.
-  std::vector<Plan> plans = Plans(options);
-  Measured best;
-  if (plans.size() > 1) {
-    const int64_t tokens =
-        std::min<int64_t>(options.tokens, 1024 * options.threads);
-    for (const Plan& plan : plans) {
-      const Measured tried = Measure(options, plan, tokens, 0.2);
-      if (best.tokens == 0 || tried.tokens_per_s() > best.tokens_per_s()) {
-        best = tried;
-        best.plan = plan;
-      }
+// The best of several plans on `tokens` tokens, for a moment each.
+Plan BestOf(const Options& options, const std::vector<Plan>& plans,
+            int64_t tokens) {
+  if (plans.size() == 1) return plans[0];
+  Plan best;
+  double best_tokens_per_s = 0;
+  for (const Plan& plan : plans) {
+    const double tried =
+        Measure(options, plan, tokens, /*seconds=*/0.2).tokens_per_s();
+    if (tried > best_tokens_per_s) {
+      best = plan;
+      best_tokens_per_s = tried;
     }
-  } else {
-    best.plan = plans.at(0);
   }
-  best = Measure(options, best.plan, options.tokens, options.seconds);
+  return best;
+}
+
+void Bench(const Options& options) {
+  // All plans on fewer tokens; then the order again, since it is with many that
+  // one overflows the caches.
+  Plan plan = BestOf(
+      options, Plans(options),
+      std::min<int64_t>(options.tokens, 2 * kLargestBlock * options.threads));
+  std::vector<Plan> orders = {plan};
+  if (options.order.empty()) {
+    orders.push_back(plan);
+    orders.back().layer_first = !plan.layer_first;
+  }
+  plan = BestOf(options, orders, options.tokens);
+  const Measured best = Measure(options, plan, options.tokens, options.seconds);
 
   const int64_t operations_per_token =
       2 * options.layers *
@@ -414,7 +429,7 @@ int main(int argc, char** argv) {
                  "layers (default: the better)")
       ->check(CLI::IsMember({"layers", "blocks"}));
   app.add_option("--block", options.block,
-                 "Rows in one call; 0: the best of 64 to 1024")
+                 "Rows in one call; 0: the best of 64 to 512")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--seconds", options.seconds, "Measured time")
