@@ -1,6 +1,6 @@
 #pragma once
 
-// The parts of the encoder between its matrix products, for serving on a CPU:
+// The parts of the encoder between its matrix products, for LibTorch on a CPU:
 // fused passes over memory, in place of the chains of LibTorch calls that cost
 // more than the products themselves once those run in bf16 on AMX.
 //
@@ -10,13 +10,9 @@
 
 #include <cstdint>
 
+#include "model/vector_kernels.h"
+
 namespace vitrine {
-
-struct Bf16 {
-  uint16_t bits;
-};
-
-enum class Activation { kGelu, kGeluTanh, kRelu };
 
 // One token's three rows of the embedding tables.
 struct EmbeddingRows {
