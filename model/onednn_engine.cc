@@ -411,12 +411,13 @@ absl::Status OneDnnEngine::RunRows(const Share& share, int64_t begin,
   kernels_.embed(tables_, rows->tokens.Get<TokenIds>(all_rows) + begin, count,
                  embeddings_norm_.norm, stream, input);
 
-  // The sequences whose heads are this thread's.
+  // The sequences whose heads are this thread's, and whether those or the one
+  // that goes on here need more than first tokens.
   std::vector<Placed> own;
   bool only_first_tokens = true;
   for (const Placed& placed : share.sequences) {
-    if (placed.first < begin || placed.first >= end) continue;
-    own.push_back(placed);
+    if (placed.first + placed.length <= begin || placed.first >= end) continue;
+    if (placed.first >= begin) own.push_back(placed);
     for (size_t h = 0; h < heads_.size(); ++h) {
       only_first_tokens &= !(share.batch.heads[placed.sequence] >> h & 1) ||
                            heads_[h].pooling != internal::POOLING_MEAN;
