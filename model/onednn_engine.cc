@@ -1126,6 +1126,10 @@ absl::StatusOr<internal::Dtype> ChooseDtype(const EngineOptions& options) {
              : HasFastBf16()                 ? internal::DTYPE_BF16
                                              : internal::DTYPE_FP32;
     case internal::DTYPE_BF16:
+      if (EffectiveCpuIsa() < CpuIsa::kAvx512) {
+        return absl::FailedPreconditionError(
+            "dtype BF16: this processor has no AVX-512");
+      }
       if (!HasFastBf16()) {
         Log(LogLevel::kWarning, "slow_bf16",
             {{"reason", "this processor has neither AMX nor AVX512-BF16"}});
