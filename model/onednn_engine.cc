@@ -19,6 +19,7 @@
 #include <mutex>
 #include <new>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -681,11 +682,11 @@ absl::Status OneDnnEngine::RunTogether(const Share& share) const {
   // A helper that is not there soon is not waited for: it may lack a core.
   struct Team {
     enum State { kInvited, kThere, kTooLate };
-    explicit Team(int helpers) : helpers(helpers) {}
+    explicit Team(int helpers) : helpers(helpers), results(helpers + 1) {}
     std::vector<std::atomic<int>> helpers;
     std::atomic<int> size{0};  // set once all have come or are too late
     std::atomic<int> left{0};
-    std::unique_ptr<Meeting> meeting;
+    std::optional<Meeting> meeting;
     Rows* rows = nullptr;
     std::vector<absl::Status> results;
   };
@@ -698,6 +699,11 @@ absl::Status OneDnnEngine::RunTogether(const Share& share) const {
   const int most =
       static_cast<int>(std::min<int64_t>(threads_, share.rows() / kRowStep));
   const auto team = std::make_shared<Team>(most - 1);
+  // All memory before anyone is invited: one who has come waits to be told how
+  // many there are.
+  const WorkspaceLoan workspace(this);
+  Prepare(share, &workspace->rows);
+  team->rows = &workspace->rows;
   // Rows of member `m` of the team.
   const auto run = [this, &share](Team& team, int m, int size,
                                   Scratch* scratch) {
@@ -707,7 +713,7 @@ absl::Status OneDnnEngine::RunTogether(const Share& share) const {
         std::min(share.tokens, blocks * (m + 1) / size * kRowStep);
     team.results[m] = OutOfMemoryIsAnError([&] {
       return RunRows(share, begin, end, team.rows, scratch,
-                     size > 1 ? team.meeting.get() : nullptr);
+                     size > 1 ? &*team.meeting : nullptr);
     });
     if (!team.results[m].ok()) team.meeting->GiveUp();
   };
@@ -735,9 +741,6 @@ absl::Status OneDnnEngine::RunTogether(const Share& share) const {
     if (!posted) team->helpers[h].store(Team::kTooLate);
   }
 
-  const WorkspaceLoan workspace(this);
-  Prepare(share, &workspace->rows);
-  team->rows = &workspace->rows;
   using Clock = std::chrono::steady_clock;
   const Clock::time_point latest = Clock::now() + kHelpersComeWithin;
   int size = 1;
@@ -747,8 +750,7 @@ absl::Status OneDnnEngine::RunTogether(const Share& share) const {
     helper.compare_exchange_strong(invited, Team::kTooLate);
     size += helper.load() == Team::kThere;
   }
-  team->meeting = std::make_unique<Meeting>(size);
-  team->results.resize(size);
+  team->meeting.emplace(size);
   team->size.store(size, std::memory_order_release);
   run(*team, 0, size, &workspace->scratch);
   for (int tries = 0; team->left.load(std::memory_order_acquire) < size - 1;
