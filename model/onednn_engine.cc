@@ -18,6 +18,7 @@
 #include <mutex>
 #include <new>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -417,12 +418,13 @@ absl::Status OneDnnEngine::RunRows(const Share& share, int64_t begin,
   kernels_.embed(tables_, rows->tokens.Get<TokenIds>(all_rows) + begin, count,
                  embeddings_norm_.norm, stream, input);
 
-  // The sequences whose heads are this thread's.
+  // The sequences whose heads are this thread's, and whether those or the one
+  // that goes on here need more than first tokens.
   std::vector<Placed> own;
   bool only_first_tokens = true;
   for (const Placed& placed : share.sequences) {
-    if (placed.first < begin || placed.first >= end) continue;
-    own.push_back(placed);
+    if (placed.first + placed.length <= begin || placed.first >= end) continue;
+    if (placed.first >= begin) own.push_back(placed);
     for (size_t h = 0; h < heads_.size(); ++h) {
       only_first_tokens &= !(share.batch.heads[placed.sequence] >> h & 1) ||
                            heads_[h].pooling != internal::POOLING_MEAN;
@@ -686,17 +688,22 @@ absl::Status OneDnnEngine::RunTogether(const Share& share) const {
   // A helper that is not there soon is not waited for: it may lack a core.
   struct Team {
     enum State { kInvited, kThere, kTooLate };
-    explicit Team(int helpers) : helpers(helpers) {}
+    explicit Team(int helpers) : helpers(helpers), results(helpers + 1) {}
     std::vector<std::atomic<int>> helpers;
     std::atomic<int> size{0};  // set once all have come or are too late
     std::atomic<int> done{0};  // helpers that are
-    std::unique_ptr<Meeting> meeting;
+    std::optional<Meeting> meeting;
     Rows* rows = nullptr;
     std::vector<absl::Status> results;
   };
   const int most =
       static_cast<int>(std::min<int64_t>(threads_, share.rows() / kRowStep));
   const auto team = std::make_shared<Team>(most - 1);
+  // All memory before anyone is invited: one who has come waits to be told how
+  // many there are.
+  const WorkspaceLoan workspace(this);
+  Prepare(share, &workspace->rows);
+  team->rows = &workspace->rows;
   // Rows of member `m` of the team.
   const auto run = [this, &share](Team& team, int m, int size,
                                   Scratch* scratch) {
@@ -706,7 +713,7 @@ absl::Status OneDnnEngine::RunTogether(const Share& share) const {
         std::min(share.tokens, blocks * (m + 1) / size * kRowStep);
     team.results[m] = OutOfMemoryIsAnError([&] {
       return RunRows(share, begin, end, team.rows, scratch,
-                     size > 1 ? team.meeting.get() : nullptr);
+                     size > 1 ? &*team.meeting : nullptr);
     });
     if (!team.results[m].ok()) team.meeting->GiveUp();
   };
@@ -731,9 +738,6 @@ absl::Status OneDnnEngine::RunTogether(const Share& share) const {
     if (!posted) team->helpers[h].store(Team::kTooLate);
   }
 
-  const WorkspaceLoan workspace(this);
-  Prepare(share, &workspace->rows);
-  team->rows = &workspace->rows;
   using Clock = std::chrono::steady_clock;
   const Clock::time_point latest = Clock::now() + kHelpersComeWithin;
   int size = 1;
@@ -744,8 +748,7 @@ absl::Status OneDnnEngine::RunTogether(const Share& share) const {
     helper.compare_exchange_strong(invited, Team::kTooLate);
     size += helper.load() == Team::kThere;
   }
-  team->meeting = std::make_unique<Meeting>(size);
-  team->results.resize(size);
+  team->meeting.emplace(size);
   team->size.store(size, std::memory_order_release);
   team->size.notify_all();
   run(*team, 0, size, &workspace->scratch);
@@ -1112,6 +1115,10 @@ absl::StatusOr<internal::Dtype> ChooseDtype(const EngineOptions& options) {
              : HasFastBf16()                 ? internal::DTYPE_BF16
                                              : internal::DTYPE_FP32;
     case internal::DTYPE_BF16:
+      if (EffectiveCpuIsa() < CpuIsa::kAvx512) {
+        return absl::FailedPreconditionError(
+            "dtype BF16: this processor has no AVX-512");
+      }
       if (!HasFastBf16()) {
         Log(LogLevel::kWarning, "slow_bf16",
             {{"reason", "this processor has neither AMX nor AVX512-BF16"}});

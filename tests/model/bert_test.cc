@@ -110,7 +110,7 @@ TEST_P(BertReferenceTest, AgreesWithNumPy) {
   }
 }
 
-// Shapes that torch_engine_test.cc leaves out: activations, file types.
+// Shapes that engine_test.cc leaves out: activations, file types.
 INSTANTIATE_TEST_SUITE_P(
     Shapes, BertReferenceTest,
     ::testing::Values(Shape{"tanh_f16", Options("bert", 2, 128, 2, 512, 1000, 5,

@@ -19,12 +19,13 @@ std::vector<Encoding> RandomSequences(const EncoderConfig& config,
                                       uint64_t seed);
 
 struct ReferenceOutput {
-  std::vector<float> logits;
-  std::vector<float> mean;  // of the last hidden states, (hidden)
+  std::vector<float> logits;  // empty where there is no classifier
+  std::vector<float> mean;    // of the last hidden states, (hidden)
+  std::vector<float> first;   // of the last hidden states, (hidden)
 };
 
-// Runs the NumPy reference over a Hugging Face folder with a classifier. The
-// sequences go through a file in `folder`'s parent.
+// Runs the NumPy reference over a Hugging Face folder, a version's or one with
+// a classifier. The sequences go through a file in `folder`'s parent.
 absl::StatusOr<std::vector<ReferenceOutput>> RunReference(
     const std::string& folder, const std::vector<Encoding>& sequences);
 
