@@ -282,6 +282,9 @@ void CheckLimits(ServerConfig* config, Checker* check) {
   batcher.set_max_queue_tokens(check->Number("batcher.max_queue_tokens",
                                              batcher.max_queue_tokens(), 262144,
                                              1, INT_MAX));
+  batcher.set_short_call_tokens(check->Number("batcher.short_call_tokens",
+                                              batcher.short_call_tokens(), 256,
+                                              -1, INT_MAX));
   if (batcher.max_queue_tokens() > 0 &&
       batcher.max_batch_tokens() > batcher.max_queue_tokens()) {
     check->Error("batcher.max_batch_tokens",

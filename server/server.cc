@@ -77,6 +77,7 @@ BatcherOptions MakeBatcherOptions(const internal::ServerConfig& config,
   out.max_batch_tokens = config.batcher().max_batch_tokens();
   out.max_queue_tokens = config.batcher().max_queue_tokens();
   out.threads = config.engine().batch_threads();
+  out.max_short_tokens = config.batcher().short_call_tokens();
   out.metrics = metrics.batcher();
   return out;
 }

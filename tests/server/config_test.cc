@@ -61,6 +61,7 @@ TEST_F(ConfigTest, FillsInTheDefaults) {
   EXPECT_EQ(config.pool_threads(), AvailableCores());
   EXPECT_EQ(config.batcher().max_batch_tokens(), 0);
   EXPECT_EQ(config.batcher().max_queue_tokens(), 262144);
+  EXPECT_EQ(config.batcher().short_call_tokens(), 256);
   EXPECT_EQ(config.limits().max_items(), 1000);
   EXPECT_EQ(config.limits().max_texts(), 1000);
   EXPECT_EQ(config.limits().max_history(), 200);
@@ -213,6 +214,8 @@ TEST_F(ConfigTest, NamesTheFieldAndItsValue) {
        "drain_timeout: seconds: 0 nanos: 1000000000 is not a duration"},
       {"cache { item_vector_bytes: -2 }",
        "cache.item_vector_bytes: -2 is not in"},
+      {"batcher { short_call_tokens: -2 }",
+       "batcher.short_call_tokens: -2 is not in"},
       {"cache { token_bytes: -2 }", "cache.token_bytes: -2 is not in"},
       {"encoding { max_tokens: -1 }", "encoding.max_tokens: -1 is negative"},
       {"encoding { max_query_tokens: -1 }",
