@@ -1,7 +1,6 @@
 #include "base/file.h"
 
 #include <fcntl.h>
-#include <openssl/evp.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -13,8 +12,8 @@
 #include <filesystem>
 #include <system_error>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "base/sha256.h"
 #include "base/status_macros.h"
 
 namespace vitrine {
@@ -53,30 +52,6 @@ absl::Status WriteAll(int fd, const std::string& path, absl::string_view data) {
   if (fsync(fd) != 0) return ErrnoStatus("fsync", path, errno);
   return absl::OkStatus();
 }
-
-class Sha256Stream {
- public:
-  Sha256Stream() : context_(EVP_MD_CTX_new()) {
-    EVP_DigestInit_ex(context_, EVP_sha256(), nullptr);
-  }
-  ~Sha256Stream() { EVP_MD_CTX_free(context_); }
-  Sha256Stream(const Sha256Stream&) = delete;
-  Sha256Stream& operator=(const Sha256Stream&) = delete;
-
-  void Add(absl::string_view data) {
-    EVP_DigestUpdate(context_, data.data(), data.size());
-  }
-  std::string Finish() {
-    unsigned char digest[EVP_MAX_MD_SIZE];
-    unsigned size = 0;
-    EVP_DigestFinal_ex(context_, digest, &size);
-    return absl::BytesToHexString(
-        absl::string_view(reinterpret_cast<char*>(digest), size));
-  }
-
- private:
-  EVP_MD_CTX* const context_;
-};
 
 }  // namespace
 
@@ -152,15 +127,15 @@ absl::StatusOr<std::string> Sha256OfFile(const std::string& path) {
       if (errno == EINTR) continue;
       return ErrnoStatus("read", path, errno);
     }
-    if (n == 0) return stream.Finish();
-    stream.Add(absl::string_view(chunk.data(), n));
+    if (n == 0) return stream.FinishHex();
+    stream.Add({chunk.data(), static_cast<size_t>(n)});
   }
 }
 
 std::string Sha256(absl::string_view data) {
   Sha256Stream stream;
-  stream.Add(data);
-  return stream.Finish();
+  stream.Add({data.data(), data.size()});
+  return stream.FinishHex();
 }
 
 absl::StatusOr<std::vector<std::string>> ListFolder(const std::string& path) {

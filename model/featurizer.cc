@@ -7,6 +7,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "base/sha256.h"
 #include "base/status_macros.h"
 #include "model/unicode.h"
 #include "model/word_matcher.h"
@@ -137,6 +138,22 @@ void MarkMatches(const Tokens& query, const Tokens& item, Encoding* pair) {
   mark(second, item, query, 1, kMatchedItemSegment);
 }
 
+// Of all that ItemText reads beside the item.
+std::string ItemTextDigest(const Tokenizer& tokenizer,
+                           const internal::EncodingOptions& options,
+                           bool match_marks) {
+  Sha256Stream stream;
+  stream.AddField(tokenizer.digest());
+  stream.AddNumber(options.max_tokens());
+  stream.AddNumber(options.max_title_tokens());
+  stream.AddNumber(options.max_brand_tokens());
+  stream.AddNumber(options.max_categories_tokens());
+  stream.AddNumber(options.max_attributes_tokens());
+  stream.AddNumber(options.max_description_tokens());
+  stream.AddNumber(match_marks);
+  return stream.FinishHex();
+}
+
 int OrDefault(int value, int fallback) { return value == 0 ? fallback : value; }
 
 }  // namespace
@@ -199,7 +216,9 @@ Featurizer::Featurizer(const Tokenizer& tokenizer,
       segments_(encoder.type_vocab_size > 1 ? 2 : 1),
       matcher_(encoder.type_vocab_size == kMarkedSegments
                    ? std::make_unique<const WordMatcher>(tokenizer)
-                   : nullptr) {}
+                   : nullptr),
+      item_text_digest_(
+          ItemTextDigest(tokenizer, options_, matcher_ != nullptr)) {}
 
 Featurizer::~Featurizer() = default;
 

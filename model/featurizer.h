@@ -50,6 +50,10 @@ class Featurizer {
   // kInvalidArgument too for an item without any text.
   absl::StatusOr<Tokens> ItemText(const v1::Item& item) const;
 
+  // What ItemText gives depends on the item and on this alone. Versions that
+  // were trained from one another share it, unless their encoding was changed.
+  const std::string& item_text_digest() const { return item_text_digest_; }
+
   // The cross-encoder's input.
   Encoding Pair(const Tokens& query, const Tokens& item) const;
   // The input of an item, or of any text, alone.
@@ -67,6 +71,7 @@ class Featurizer {
   const int segments_;
   // Null: pairs carry no match marks.
   const std::unique_ptr<const WordMatcher> matcher_;
+  const std::string item_text_digest_;
 };
 
 }  // namespace vitrine

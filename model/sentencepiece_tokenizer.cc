@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/sha256.h"
 #include "model/unicode.h"
 
 namespace vitrine {
@@ -61,10 +62,12 @@ class SentencePieceTokenizer : public Tokenizer {
  public:
   SentencePieceTokenizer(
       std::unique_ptr<sentencepiece::SentencePieceProcessor> processor,
-      const SentencePieceOptions& options, const SpecialTokens& special)
+      const SentencePieceOptions& options, const SpecialTokens& special,
+      std::string digest)
       : processor_(std::move(processor)),
         options_(options),
         special_(special),
+        digest_(std::move(digest)),
         pieces_(processor_->GetPieceSize()) {}
 
   Tokens Tokenize(std::string_view text, size_t max_tokens) const override {
@@ -105,6 +108,8 @@ class SentencePieceTokenizer : public Tokenizer {
 
   std::string_view kind() const override { return "sentencepiece"; }
 
+  std::string_view digest() const override { return digest_; }
+
   std::string Piece(int32_t id) const override {
     if (id < 0 || id >= vocab_size()) return "";
     if (options_.layout == SentencePieceLayout::kOffsetByOne) {
@@ -122,8 +127,20 @@ class SentencePieceTokenizer : public Tokenizer {
   const std::unique_ptr<sentencepiece::SentencePieceProcessor> processor_;
   const SentencePieceOptions options_;
   const SpecialTokens special_;
+  const std::string digest_;
   const int32_t pieces_;  // of the SentencePiece model itself
 };
+
+std::string DigestOf(std::string_view model,
+                     const SentencePieceOptions& options) {
+  Sha256Stream stream;
+  stream.AddField("sentencepiece");
+  stream.AddField(model);
+  stream.AddNumber(static_cast<int64_t>(options.layout));
+  stream.AddNumber(options.lower_case);
+  stream.AddNumber(options.strip_accents);
+  return stream.FinishHex();
+}
 
 }  // namespace
 
@@ -173,8 +190,8 @@ std::unique_ptr<Tokenizer> NewSentencePieceTokenizer(
     }
     if (!find("[MASK]", &special.mask)) special.mask = special.unk;
   }
-  return std::make_unique<SentencePieceTokenizer>(std::move(processor), options,
-                                                  special);
+  return std::make_unique<SentencePieceTokenizer>(
+      std::move(processor), options, special, DigestOf(model, options));
 }
 
 }  // namespace vitrine

@@ -59,6 +59,10 @@ class Tokenizer {
   // "wordpiece" or "sentencepiece".
   virtual std::string_view kind() const = 0;
 
+  // The same for two tokenizers only where they give the same ids for every
+  // text: a digest of what they were made of.
+  virtual std::string_view digest() const = 0;
+
   // The piece of an id, for people: "##ing", "▁sofa". Empty when out of range.
   virtual std::string Piece(int32_t id) const = 0;
 };

@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "base/sha256.h"
 #include "base/status_macros.h"
 #include "model/load_tokenizer.h"
 #include "model/unicode.h"
@@ -117,11 +118,12 @@ class WordPieceTokenizer : public Tokenizer {
  public:
   WordPieceTokenizer(std::vector<std::string> pieces, PieceTrie trie,
                      const SpecialTokens& special,
-                     const WordPieceOptions& options)
+                     const WordPieceOptions& options, std::string digest)
       : pieces_(std::move(pieces)),
         trie_(std::move(trie)),
         special_(special),
-        options_(options) {
+        options_(options),
+        digest_(std::move(digest)) {
     const PieceTrie::Edge* first = trie_.Find(PieceTrie::kRoot, '#');
     const PieceTrie::Edge* second =
         first == nullptr ? nullptr : trie_.Find(first->child, '#');
@@ -142,6 +144,7 @@ class WordPieceTokenizer : public Tokenizer {
     return static_cast<int32_t>(pieces_.size());
   }
   std::string_view kind() const override { return "wordpiece"; }
+  std::string_view digest() const override { return digest_; }
   std::string Piece(int32_t id) const override {
     if (id < 0 || id >= vocab_size()) return "";
     return pieces_[id];
@@ -154,6 +157,7 @@ class WordPieceTokenizer : public Tokenizer {
   const PieceTrie trie_;
   const SpecialTokens special_;
   const WordPieceOptions options_;
+  const std::string digest_;
   uint32_t continuation_ = 0;  // the trie's node of "##"
   bool has_continuation_ = false;
   std::array<char, 128> fold_;
@@ -359,6 +363,17 @@ Tokens WordPieceTokenizer::Tokenize(std::string_view text,
   return out;
 }
 
+std::string DigestOf(absl::string_view vocab, const WordPieceOptions& options) {
+  Sha256Stream stream;
+  stream.AddField("wordpiece");
+  stream.AddField({vocab.data(), vocab.size()});
+  stream.AddNumber(options.lower_case);
+  stream.AddNumber(options.strip_accents);
+  stream.AddNumber(options.split_cjk);
+  stream.AddNumber(options.max_word_chars);
+  return stream.FinishHex();
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> NewWordPieceTokenizer(
@@ -372,6 +387,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> NewWordPieceTokenizer(
     return absl::InvalidArgumentError(absl::StrCat(
         "vocabulary: ", vocab.size(), " bytes > ", kMaxVocabBytes));
   }
+  std::string digest = DigestOf(vocab, options);
   absl::ConsumePrefix(&vocab, "\xEF\xBB\xBF");  // a byte order mark
   std::vector<std::string> pieces;
   PieceTrie trie(vocab.size());
@@ -416,7 +432,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> NewWordPieceTokenizer(
   special.mask = find("[MASK]");
   if (special.mask < 0) special.mask = special.unk;
   return std::make_unique<WordPieceTokenizer>(
-      std::move(pieces), std::move(trie), special, options);
+      std::move(pieces), std::move(trie), special, options, std::move(digest));
 }
 
 }  // namespace vitrine

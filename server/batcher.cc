@@ -42,6 +42,7 @@ struct Batcher::Waiting {
   Done done;
   absl::Time submitted;
   int budget = 0;  // tokens in a batch of this engine
+  bool is_short = false;
 
   Outputs outputs;
 
@@ -51,6 +52,7 @@ struct Batcher::Waiting {
   int unfinished = 0;   // sequences neither run nor given up
   int running_batches = 0;
   uint64_t last_plan = 0;
+  uint64_t left_by = 0;  // the plan that left it to the thread of short calls
   int call_in_plan = 0;
   absl::Time running_since;
   absl::Duration compute;
@@ -62,14 +64,16 @@ struct Batcher::Waiting {
 };
 
 Batcher::Batcher(BatcherOptions options) : options_(std::move(options)) {
-  threads_.reserve(options_.threads);
-  for (int i = 0; i < options_.threads; ++i) {
-    threads_.emplace_back([this, i] {
-      const std::string name = absl::StrCat("batch-", i).substr(0, 15);
-      pthread_setname_np(pthread_self(), name.c_str());
-      Work();
+  const auto start = [this](const std::string& name, bool beside) {
+    threads_.emplace_back([this, name, beside] {
+      pthread_setname_np(pthread_self(), name.substr(0, 15).c_str());
+      Work(beside);
     });
+  };
+  for (int i = 0; i < options_.threads; ++i) {
+    start(absl::StrCat("batch-", i), false);
   }
+  if (options_.max_short_tokens > 0) start("batch-short", true);
 }
 
 Batcher::~Batcher() { Stop(absl::InfinitePast()); }
@@ -109,6 +113,8 @@ absl::Status Batcher::Submit(EngineCall call, Done done) {
   }
   outputs.values.resize(width);
   waiting->queued_tokens = tokens;
+  waiting->is_short = tokens <= options_.max_short_tokens &&
+                      waiting->call.engine->device() == "cpu";
   std::stable_sort(waiting->order.begin(), waiting->order.end(),
                    [&waiting](int a, int b) {
                      return waiting->length(a) < waiting->length(b);
@@ -121,6 +127,7 @@ absl::Status Batcher::Submit(EngineCall call, Done done) {
 
 absl::Status Batcher::Enqueue(WaitingPtr waiting, int64_t tokens,
                               std::vector<WaitingPtr>* dead) {
+  const bool is_short = waiting->is_short;
   {
     MutexLock lock(mu_);
     if (stopping_) return Stopping();
@@ -143,6 +150,7 @@ absl::Status Batcher::Enqueue(WaitingPtr waiting, int64_t tokens,
     UpdateGauges();
   }
   wake_.NotifyOne();
+  if (is_short) short_wake_.NotifyOne();
   return absl::OkStatus();
 }
 
@@ -185,30 +193,42 @@ void Batcher::Stop(absl::Time drain_until) {
     quit_ = true;
   }
   wake_.NotifyAll();
+  short_wake_.NotifyAll();
   CallBack(finished);
   for (std::thread& thread : threads_) {
     if (thread.joinable()) thread.join();
   }
 }
 
-void Batcher::Work() {
+void Batcher::Work(bool beside) {
   while (true) {
     Plan plan;
     std::vector<WaitingPtr> finished;
-    bool more = false;
+    bool more = false, more_short = false;
     {
       MutexLock lock(mu_);
-      while (queue_.empty() && !quit_) wake_.Wait(mu_);
+      if (beside) {
+        while (!quit_ && (idle_ > 0 || !ShortCallWaits())) {
+          short_wake_.Wait(mu_);
+        }
+      } else {
+        ++idle_;
+        while (!quit_ && queue_.empty()) wake_.Wait(mu_);
+        --idle_;
+      }
       if (quit_) return;
       const absl::Time now = options_.now();
       DropDead(now, &finished);
-      plan = FormBatch(now);
+      plan = beside ? FormShortBatch(now) : FormBatch(now);
       UpdateGauges();
       more = !queue_.empty();
+      more_short = ShortCallWaits();
       if (!more) drained_.NotifyAll();
     }
     // A notification may have been spent on this thread for two calls.
     if (more) wake_.NotifyOne();
+    // What is left was not known to be: the last of the others is busy now.
+    if (more_short) short_wake_.NotifyOne();
     CallBack(finished);
     if (!plan.parts.empty()) RunPlan(plan);
   }
@@ -246,13 +266,17 @@ Batcher::Plan Batcher::FormBatch(absl::Time now) {
   plan.start = now;
   if (queue_.empty()) return plan;
   const Engine* engine = queue_.front()->call.engine.get();
+  const uint64_t number = ++plans_;
+  LeaveShortCalls(engine, number);
+  const auto takes_part = [engine, number](const Waiting& waiting) {
+    return waiting.call.engine.get() == engine && waiting.left_by != number;
+  };
   int64_t contenders = 0;
   for (const WaitingPtr& waiting : queue_) {
-    if (waiting->call.engine.get() == engine) ++contenders;
+    if (takes_part(*waiting)) ++contenders;
   }
   const int budget = queue_.front()->budget;
   const int64_t share = std::max<int64_t>(1, budget / contenders);
-  const uint64_t number = ++plans_;
   int64_t room = budget;
   int anchor = 0;  // the length to stay near; 0: not known yet
   // Rounds over the queue. Every call that gets its turn goes to the back, so
@@ -268,7 +292,7 @@ Batcher::Plan Batcher::FormBatch(absl::Time now) {
     for (size_t i = 0; i < round && room > 0; ++i) {
       const auto current = it++;
       const WaitingPtr waiting = *current;
-      if (waiting->call.engine.get() != engine) continue;
+      if (!takes_part(*waiting)) continue;
       if (waiting->last_plan != number) {
         waiting->call_in_plan = static_cast<int>(plan.calls.size());
       }
@@ -297,10 +321,58 @@ Batcher::Plan Batcher::FormBatch(absl::Time now) {
     // until the first of them has done so.
     const int64_t rounds = -best_deficit / share;
     for (const WaitingPtr& waiting : queue_) {
-      if (waiting->call.engine.get() == engine) {
-        waiting->deficit += rounds * share;
-      }
+      if (takes_part(*waiting)) waiting->deficit += rounds * share;
     }
+  }
+  return plan;
+}
+
+void Batcher::LeaveShortCalls(const Engine* engine, uint64_t plan) {
+  const bool others = std::any_of(
+      queue_.begin(), queue_.end(), [engine](const WaitingPtr& waiting) {
+        return waiting->call.engine.get() == engine && !waiting->is_short;
+      });
+  if (!others) return;
+  int64_t room = options_.max_short_tokens;
+  for (const WaitingPtr& waiting : queue_) {
+    if (waiting->is_short && waiting->queued_tokens <= room &&
+        waiting->call.engine.get() == engine) {
+      room -= waiting->queued_tokens;
+      waiting->left_by = plan;
+    }
+  }
+}
+
+bool Batcher::ShortCallWaits() const {
+  return std::any_of(
+      queue_.begin(), queue_.end(),
+      [](const WaitingPtr& waiting) { return waiting->is_short; });
+}
+
+Batcher::Plan Batcher::FormShortBatch(absl::Time now) {
+  Plan plan;
+  plan.start = now;
+  plan.beside = true;
+  int64_t room = options_.max_short_tokens;
+  for (auto it = queue_.begin(); it != queue_.end();) {
+    Waiting& waiting = **it;
+    if (!waiting.is_short || waiting.queued_tokens > room ||
+        (!plan.calls.empty() &&
+         waiting.call.engine != plan.calls[0]->call.engine)) {
+      ++it;
+      continue;
+    }
+    const int call = static_cast<int>(plan.calls.size());
+    for (const int sequence : waiting.order) {
+      plan.parts.push_back({call, sequence});
+    }
+    waiting.order.clear();
+    room -= waiting.queued_tokens;
+    queued_tokens_ -= waiting.queued_tokens;
+    waiting.queued_tokens = 0;
+    if (waiting.running_batches++ == 0) waiting.running_since = now;
+    plan.calls.push_back(std::move(*it));
+    it = queue_.erase(it);
   }
   return plan;
 }
@@ -426,7 +498,7 @@ void Batcher::FinishPlan(const Plan& plan,
     MutexLock lock(mu_);
     recent_shapes_.push_back(std::move(shape));
     if (recent_shapes_.size() > kRecentShapes) recent_shapes_.pop_front();
-    if (seconds > 0) {
+    if (seconds > 0 && !plan.beside) {
       const double rate = tokens / seconds;
       tokens_per_second_ =
           tokens_per_second_ == 0

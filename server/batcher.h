@@ -8,6 +8,13 @@
 // within the shares the sequences nearest in length are taken, since engines
 // bucket by length.
 //
+// A batch that is large enough to be run well takes many times as long as one
+// item, and an engine is not to be interrupted. So a call of few tokens that
+// finds all threads busy does not wait for one: a thread of its own runs it
+// beside them, and the system, which favours whoever slept, shares the cores
+// out. Several such calls make one batch, of few tokens again, and one such
+// batch runs at a time: however many there are, the others' batches go on.
+//
 // Owned by the server. Any thread may call Submit; the batcher's own threads
 // form batches, run engines and call back, with no lock held.
 
@@ -54,6 +61,10 @@ struct BatcherOptions {
   // Tokens waiting, all calls together.
   int64_t max_queue_tokens = 262144;
   int threads = 1;
+  // The most tokens of a call that is run beside the batches, and of a batch of
+  // such calls. On a CPU only: elsewhere batches are short, and do not share.
+  // 0: none.
+  int max_short_tokens = 0;
   std::function<absl::Time()> now = &absl::Now;
   BatcherMetrics metrics;
 };
@@ -119,9 +130,11 @@ class Batcher {
     std::vector<WaitingPtr> calls;
     std::vector<Part> parts;
     absl::Time start;
+    bool beside = false;  // others are run at the same time
   };
 
-  void Work();
+  // `beside`: on short calls, while all other threads are busy.
+  void Work(bool beside);
   int BudgetOf(const Engine& engine) const;
   // Puts a call into the queue where it has room.
   absl::Status Enqueue(WaitingPtr waiting, int64_t tokens,
@@ -130,6 +143,13 @@ class Batcher {
   void DropDead(absl::Time now, std::vector<WaitingPtr>* finished)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Plan FormBatch(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Marks the short calls that FormShortBatch would take, unless there are no
+  // others for this batch: in a large one they would wait for it all.
+  void LeaveShortCalls(const Engine* engine, uint64_t plan)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Whole short calls, in the order of their turns.
+  Plan FormShortBatch(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool ShortCallWaits() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Takes sequences of `waiting` until its share is used up; false when it
   // has none that fits into the `room` left.
   bool TakeShare(Waiting& waiting, int call, int64_t* room, int* anchor,
@@ -151,16 +171,18 @@ class Batcher {
   const BatcherOptions options_;
 
   mutable Mutex mu_;
-  CondVar wake_;     // work, or stopping
-  CondVar drained_;  // the queue became empty
+  CondVar wake_;        // work, or stopping
+  CondVar short_wake_;  // the same, for the thread of short calls
+  CondVar drained_;     // the queue became empty
   // In the order of their turns. Calls whose sequences are all taken leave.
   std::list<WaitingPtr> queue_ ABSL_GUARDED_BY(mu_);
   int64_t queued_tokens_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t plans_ ABSL_GUARDED_BY(mu_) = 0;
   std::deque<std::vector<int>> recent_shapes_ ABSL_GUARDED_BY(mu_);
   double tokens_per_second_ ABSL_GUARDED_BY(mu_) = 0;  // of one thread
-  bool stopping_ ABSL_GUARDED_BY(mu_) = false;         // takes no more
-  bool quit_ ABSL_GUARDED_BY(mu_) = false;             // runs no more
+  int idle_ ABSL_GUARDED_BY(mu_) = 0;           // threads that wait for work
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;  // takes no more
+  bool quit_ ABSL_GUARDED_BY(mu_) = false;      // runs no more
 
   std::vector<std::thread> threads_;  // last: they use the rest
 };

@@ -282,6 +282,9 @@ void CheckLimits(ServerConfig* config, Checker* check) {
   batcher.set_max_queue_tokens(check->Number("batcher.max_queue_tokens",
                                              batcher.max_queue_tokens(), 262144,
                                              1, INT_MAX));
+  batcher.set_short_call_tokens(check->Number("batcher.short_call_tokens",
+                                              batcher.short_call_tokens(), 256,
+                                              -1, INT_MAX));
   if (batcher.max_queue_tokens() > 0 &&
       batcher.max_batch_tokens() > batcher.max_queue_tokens()) {
     check->Error("batcher.max_batch_tokens",
@@ -312,9 +315,12 @@ void CheckLimits(ServerConfig* config, Checker* check) {
   check->Time("limits.default_deadline", absl::Seconds(30), false,
               limits.mutable_default_deadline());
   internal::CacheConfig& cache = *config->mutable_cache();
-  cache.set_item_vector_bytes(check->Number<int64_t>(
-      "cache.item_vector_bytes", cache.item_vector_bytes(), 64 << 20, -1,
-      int64_t{1} << 40));
+  const auto bytes = [check](absl::string_view field, int64_t value) {
+    return check->Number<int64_t>(field, value, 64 << 20, -1, int64_t{1} << 40);
+  };
+  cache.set_item_vector_bytes(
+      bytes("cache.item_vector_bytes", cache.item_vector_bytes()));
+  cache.set_token_bytes(bytes("cache.token_bytes", cache.token_bytes()));
 }
 
 void CheckEncoding(const internal::EncodingOptions& encoding, Checker* check) {

@@ -202,10 +202,11 @@ class EmbedJob : public ListJob {
     if (request_.texts_size() > 0) return EncodeText(i, request_.texts(i));
     const std::string path = absl::StrCat("items[", i, "]");
     RETURN_IF_ERROR(parts().checks.Item(path, request_.items(i)));
-    const absl::StatusOr<Tokens> tokens =
-        model().featurizer().ItemText(request_.items(i));
+    const Featurizer& featurizer = model().featurizer();
+    const absl::StatusOr<std::shared_ptr<const Tokens>> tokens =
+        parts().tokens.ItemText(featurizer, request_.items(i));
     if (!tokens.ok()) return Annotate(tokens.status(), path);
-    return model().featurizer().Single(*tokens);
+    return featurizer.Single(**tokens);
   }
 
   absl::Status Answer(const Outputs& outputs) override {

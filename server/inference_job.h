@@ -16,6 +16,7 @@
 #include "server/request_checks.h"
 #include "server/rpc.h"
 #include "server/sequence_set.h"
+#include "server/token_cache.h"
 #include "server/vector_cache.h"
 #include "vitrine/v1/inference.pb.h"
 
@@ -28,6 +29,7 @@ struct InferenceParts {
   Rpc& rpc;
   const ModelManager& models;
   Batcher& batcher;
+  TokenCache& tokens;
   VectorCache& vectors;
 };
 

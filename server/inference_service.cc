@@ -43,12 +43,13 @@ class InferenceService : public Raw<v1::InferenceService::Service> {
  public:
   InferenceService(const InferenceOptions& options, Rpc& rpc,
                    const ModelManager& models, Batcher& batcher,
-                   VectorCache& vectors)
+                   TokenCache& tokens, VectorCache& vectors)
       : parts_{.checks = RequestChecks(options.limits),
                .personalization_weight = options.personalization_weight,
                .rpc = rpc,
                .models = models,
                .batcher = batcher,
+               .tokens = tokens,
                .vectors = vectors} {}
 
   grpc::ServerUnaryReactor* Score(grpc::CallbackServerContext* context,
@@ -161,9 +162,9 @@ class InferenceService : public Raw<v1::InferenceService::Service> {
 
 std::unique_ptr<grpc::Service> NewInferenceService(
     const InferenceOptions& options, Rpc& rpc, const ModelManager& models,
-    Batcher& batcher, VectorCache& vectors) {
+    Batcher& batcher, TokenCache& tokens, VectorCache& vectors) {
   return std::make_unique<InferenceService>(options, rpc, models, batcher,
-                                            vectors);
+                                            tokens, vectors);
 }
 
 }  // namespace vitrine

@@ -1,7 +1,7 @@
 #pragma once
 
 // vitrine.v1.InferenceService: what inference.proto promises, over the model
-// manager, the batcher and the cache of item vectors.
+// manager, the batcher and the caches of what items gave.
 
 #include <memory>
 
@@ -10,6 +10,7 @@
 #include "server/model_manager.h"
 #include "server/request_checks.h"
 #include "server/rpc.h"
+#include "server/token_cache.h"
 #include "server/vector_cache.h"
 #include "vitrine/internal/config.pb.h"
 
@@ -23,6 +24,6 @@ struct InferenceOptions {
 // All arguments outlive the service and its calls.
 std::unique_ptr<grpc::Service> NewInferenceService(
     const InferenceOptions& options, Rpc& rpc, const ModelManager& models,
-    Batcher& batcher, VectorCache& vectors);
+    Batcher& batcher, TokenCache& tokens, VectorCache& vectors);
 
 }  // namespace vitrine

@@ -45,16 +45,25 @@ constexpr const char* kCodeNames[] = {
 constexpr const char* kReasonNames[] = {"too_many_calls", "pool_full",
                                         "queue_full", "stopping"};
 
-Family<Counter>& Counters(Registry& registry, const char* name,
+Family<Counter>& Counters(Registry& registry, const std::string& name,
                           const char* help) {
   return prometheus::BuildCounter().Name(name).Help(help).Register(registry);
 }
-Family<Gauge>& Gauges(Registry& registry, const char* name, const char* help) {
+Family<Gauge>& Gauges(Registry& registry, const std::string& name,
+                      const char* help) {
   return prometheus::BuildGauge().Name(name).Help(help).Register(registry);
 }
 Family<Histogram>& Histograms(Registry& registry, const char* name,
                               const char* help) {
   return prometheus::BuildHistogram().Name(name).Help(help).Register(registry);
+}
+CacheMetrics Cache(Registry& registry, const std::string& name,
+                   const char* hits_help, const char* misses_help,
+                   const char* bytes_help) {
+  return {.hits = &Counters(registry, name + "_hits_total", hits_help).Add({}),
+          .misses =
+              &Counters(registry, name + "_misses_total", misses_help).Add({}),
+          .bytes = &Gauges(registry, name + "_bytes", bytes_help).Add({})};
 }
 
 }  // namespace
@@ -160,24 +169,23 @@ Metrics::Metrics()
                            "How long the version took to load.")),
       model_version_(Gauges(*registry_, "vitrine_model_version",
                             "The version in service; 0 before the first.")),
-      load_failures_(Counters(*registry_, "vitrine_model_load_failures_total",
-                              "Versions that could not be loaded or activated.")),
+      load_failures_(
+          Counters(*registry_, "vitrine_model_load_failures_total",
+                   "Versions that could not be loaded or activated.")),
       swaps_(Counters(*registry_, "vitrine_model_swaps_total",
                       "Versions that came into service.")),
       calls_in_flight_(
           Gauges(*registry_, "vitrine_calls_in_flight",
                  "Calls that have arrived and are not answered yet.")
               .Add({})),
-      cache_hits_(Counters(*registry_, "vitrine_item_vector_cache_hits_total",
-                           "Item vectors found in the cache.")
-                      .Add({})),
-      cache_misses_(Counters(*registry_,
-                             "vitrine_item_vector_cache_misses_total",
-                             "Item vectors that had to be computed.")
-                        .Add({})),
-      cache_bytes_(Gauges(*registry_, "vitrine_item_vector_cache_bytes",
-                          "Memory taken by cached item vectors.")
-                       .Add({})),
+      token_cache_(Cache(*registry_, "vitrine_token_cache",
+                         "Items whose tokens were found in the cache.",
+                         "Items that had to be tokenized.",
+                         "Memory taken by cached tokens.")),
+      item_vector_cache_(Cache(*registry_, "vitrine_item_vector_cache",
+                               "Item vectors found in the cache.",
+                               "Item vectors that had to be computed.",
+                               "Memory taken by cached item vectors.")),
       feedback_waiting_(Gauges(*registry_, "vitrine_feedback_waiting",
                                "Entries waiting to be committed.")
                             .Add({})),

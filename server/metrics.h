@@ -23,6 +23,7 @@
 #include "prometheus/histogram.h"
 #include "prometheus/registry.h"
 #include "server/batcher.h"
+#include "server/lru_cache.h"
 #include "vitrine/v1/feedback.pb.h"
 
 namespace vitrine {
@@ -131,9 +132,8 @@ class Metrics {
 
   BatcherMetrics batcher() const { return batcher_; }
 
-  prometheus::Counter& cache_hits() { return cache_hits_; }
-  prometheus::Counter& cache_misses() { return cache_misses_; }
-  prometheus::Gauge& cache_bytes() { return cache_bytes_; }
+  CacheMetrics token_cache() const { return token_cache_; }
+  CacheMetrics item_vector_cache() const { return item_vector_cache_; }
 
   // By what became of them.
   prometheus::Counter& feedback(v1::FeedbackOutcome outcome) {
@@ -175,9 +175,8 @@ class Metrics {
   prometheus::Family<prometheus::Counter>& load_failures_;
   prometheus::Family<prometheus::Counter>& swaps_;
   prometheus::Gauge& calls_in_flight_;
-  prometheus::Counter& cache_hits_;
-  prometheus::Counter& cache_misses_;
-  prometheus::Gauge& cache_bytes_;
+  const CacheMetrics token_cache_;
+  const CacheMetrics item_vector_cache_;
   prometheus::Gauge& feedback_waiting_;
   prometheus::Histogram& feedback_commit_seconds_;
 

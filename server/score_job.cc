@@ -93,8 +93,8 @@ class ScoreJob : public InferenceJob {
     int pair = -1;    // its sequence with the query
     int single = -1;  // its own sequence, where its vector was not cached
     bool single_truncated = false;
-    std::string key;  // in the cache of vectors
-    std::shared_ptr<const VectorCache::Entry> cached;
+    std::optional<ItemKey> key;  // in the cache of vectors, where it is on
+    std::shared_ptr<const ItemVector> cached;
     double relevance = 0;
     double personalization = 0;
     double score = 0;
@@ -131,6 +131,8 @@ class ScoreJob : public InferenceJob {
       absl::StatusOr<Encoding> encoding = model().featurizer().History(history);
       if (!encoding.ok()) return Annotate(encoding.status(), "context");
       history_ = sequences().Add(*std::move(encoding), recommendation_head_);
+      vector_maker_ = VectorMaker(version().name, version().version,
+                                  model().heads()[recommendation_head_].name());
       absl::StrAppend(&call().head, call().head.empty() ? "" : "+",
                       model().heads()[recommendation_head_].name());
     }
@@ -143,23 +145,23 @@ class ScoreJob : public InferenceJob {
     RETURN_IF_ERROR(parts().checks.Item(path, item));
     ItemState& state = items_[i];
     if (personalized() && parts().vectors.enabled()) {
-      state.key = VectorCache::KeyOf(
-          version().name, version().version,
-          model().heads()[recommendation_head_].name(), item);
-      state.cached = parts().vectors.Find(state.key);
+      state.key = KeyOf(vector_maker_, item);
+      state.cached = parts().vectors.Find(*state.key);
       if (state.cached != nullptr) state.truncated = state.cached->truncated;
     }
     const bool needs_vector = personalized() && state.cached == nullptr;
     if (!by_query() && !needs_vector) return absl::OkStatus();
-    const absl::StatusOr<Tokens> tokens = model().featurizer().ItemText(item);
+    const Featurizer& featurizer = model().featurizer();
+    const absl::StatusOr<std::shared_ptr<const Tokens>> tokens =
+        parts().tokens.ItemText(featurizer, item);
     if (!tokens.ok()) return Annotate(tokens.status(), path);
     if (by_query()) {
-      Encoding pair = model().featurizer().Pair(query_, *tokens);
+      Encoding pair = featurizer.Pair(query_, **tokens);
       state.truncated |= pair.truncated;
       state.pair = sequences().Add(std::move(pair), relevance_head_);
     }
     if (needs_vector) {
-      Encoding single = model().featurizer().Single(*tokens);
+      Encoding single = featurizer.Single(**tokens);
       state.single_truncated = single.truncated;
       state.truncated |= single.truncated;
       state.single = sequences().Add(std::move(single), recommendation_head_);
@@ -181,11 +183,13 @@ class ScoreJob : public InferenceJob {
       } else {
         ASSIGN_OR_RETURN(
             vector, OutputsOf(outputs, item->single, recommendation_head_));
-        if (!item->key.empty()) {
-          auto entry = std::make_shared<VectorCache::Entry>();
+        if (item->key.has_value()) {
+          auto entry = std::make_shared<ItemVector>();
           entry->vector.assign(vector.begin(), vector.end());
           entry->truncated = item->single_truncated;
-          parts().vectors.Insert(item->key, std::move(entry));
+          parts().vectors.Insert(
+              *item->key, std::move(entry),
+              static_cast<int64_t>(vector.size() * sizeof(float)));
         }
       }
       item->personalization = Personalization(vector);
@@ -250,6 +254,7 @@ class ScoreJob : public InferenceJob {
   double weight_ = 0;
   int relevance_head_ = -1;       // where the context has a query
   int recommendation_head_ = -1;  // where it has a history
+  std::string vector_maker_;      // of items' vectors by that head
   Tokens query_;
   int history_ = -1;  // the history's sequence
   absl::Span<const float> history_vector_;

@@ -24,6 +24,7 @@
 #include "server/metrics_http.h"
 #include "server/process_metrics.h"
 #include "server/rpc.h"
+#include "server/token_cache.h"
 #include "server/vector_cache.h"
 #include "server/version.h"
 #include "server/warm_up.h"
@@ -76,6 +77,7 @@ BatcherOptions MakeBatcherOptions(const internal::ServerConfig& config,
   out.max_batch_tokens = config.batcher().max_batch_tokens();
   out.max_queue_tokens = config.batcher().max_queue_tokens();
   out.threads = config.engine().batch_threads();
+  out.max_short_tokens = config.batcher().short_call_tokens();
   out.metrics = metrics.batcher();
   return out;
 }
@@ -92,10 +94,9 @@ class ServerImpl : public Server {
                          std::move(database), config_.store().max_waiting(),
                          metrics_)),
         process_metrics_(NewProcessMetrics()),
+        tokens_(config_.cache().token_bytes(), metrics_.token_cache()),
         vectors_(config_.cache().item_vector_bytes(),
-                 {.hits = &metrics_.cache_hits(),
-                  .misses = &metrics_.cache_misses(),
-                  .bytes = &metrics_.cache_bytes()}),
+                 metrics_.item_vector_cache()),
         batcher_(MakeBatcherOptions(config_, metrics_)),
         models_(ManagerOptions(options, store_.get(), batcher_), metrics_),
         // Every admitted call has at most one task in the queue.
@@ -110,7 +111,7 @@ class ServerImpl : public Server {
         service_(NewInferenceService(
             {.limits = config_.limits(),
              .personalization_weight = config_.personalization_weight()},
-            rpc_, models_, batcher_, vectors_)),
+            rpc_, models_, batcher_, tokens_, vectors_)),
         feedback_(FeedbackService::Create(
             config_.limits(), rpc_, models_,
             store_ == nullptr ? nullptr : &store_->writer())) {}
@@ -235,6 +236,7 @@ class ServerImpl : public Server {
   Metrics metrics_;
   const std::unique_ptr<LearningStore> store_;  // null: none
   const std::shared_ptr<prometheus::Collectable> process_metrics_;
+  TokenCache tokens_;
   VectorCache vectors_;
   Batcher batcher_;
   ModelManager models_;

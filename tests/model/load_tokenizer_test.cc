@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "base/file.h"
 #include "tests/testing/temp_folder.h"
 
@@ -50,6 +51,25 @@ class LoadTokenizerTest : public ::testing::Test {
 TEST_F(LoadTokenizerTest, WithoutAConfigBertIsUncased) {
   Write("vocab.txt", kVocab);
   EXPECT_THAT(Ids("SOFA café 沙发"), ElementsAre(5, 8, 9, 10));
+}
+
+TEST_F(LoadTokenizerTest, ADigestNamesTheFilesContentAndOptions) {
+  const auto digest = [this] {
+    const auto tokenizer = LoadTokenizer(folder_.path());
+    EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
+    return std::string((*tokenizer)->digest());
+  };
+  Write("vocab.txt", kVocab);
+  const std::string first = digest();
+  EXPECT_EQ(digest(), first);
+  // What is the default changes nothing when it is said.
+  Write("tokenizer_config.json", R"({"do_lower_case": true})");
+  EXPECT_EQ(digest(), first);
+  Write("tokenizer_config.json", R"({"do_lower_case": false})");
+  EXPECT_NE(digest(), first);
+  Write("tokenizer_config.json", "{}");
+  Write("vocab.txt", absl::StrCat(kVocab, "fauteuil\n"));
+  EXPECT_NE(digest(), first);
 }
 
 TEST_F(LoadTokenizerTest, HonoursDoLowerCase) {

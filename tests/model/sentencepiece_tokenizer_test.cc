@@ -118,6 +118,16 @@ TEST(SentencePiece, FoldsAsAlbertDoesWhereAsked) {
   EXPECT_NE(plain->Tokenize("CAFÉ", 64).ids, plain->Tokenize("café", 64).ids);
 }
 
+TEST(SentencePiece, ADigestNamesTheModelAndItsOptions) {
+  const auto albert = Make("albert.model", {});
+  EXPECT_EQ(Make("albert.model", {})->digest(), albert->digest());
+  EXPECT_NE(Make("albert.model", {.lower_case = true})->digest(),
+            albert->digest());
+  EXPECT_NE(Make("albert.model", {.strip_accents = true})->digest(),
+            albert->digest());
+  EXPECT_NE(XlmRoberta()->digest(), albert->digest());
+}
+
 TEST(SentencePiece, CutsLongTextsToAPrefixOfTheirIds) {
   for (const auto& t : {XlmRoberta(), Make("albert.model", {})}) {
     std::string text;

@@ -100,6 +100,7 @@ TEST_F(MatchMarksTest, MarksOfSentencePiecesFollowTheirSpaces) {
     const SpecialTokens& special() const override { return special_; }
     int32_t vocab_size() const override { return 9; }
     std::string_view kind() const override { return "sentencepiece"; }
+    std::string_view digest() const override { return "fake"; }
     std::string Piece(int32_t id) const override {
       const std::vector<std::string> pieces = {"<pad>", "<unk>",  "<s>",
                                                "</s>",  "<mask>", "▁Sofa",

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <latch>
 #include <memory>
 #include <set>
 #include <string>
@@ -176,6 +177,118 @@ TEST_F(BatcherTest, ServesOneItemInTheNextBatchDespiteAThousandWaiting) {
   EXPECT_EQ(CountId(batches[1], 2), 1);
   // And the rest of that batch is not wasted.
   EXPECT_EQ(batches[1].tokens(), 100);
+}
+
+TEST_F(BatcherTest, RunsAShortCallBesideTheBatchThatRuns) {
+  BatcherOptions options = Options();
+  options.max_short_tokens = 30;
+  Batcher batcher(options);
+  engine_->Hold();
+  Result large, larger, small;
+  ASSERT_TRUE(batcher.Submit(Call(engine_, 1000, 10, 1), large.done()).ok());
+  engine_->WaitForBatches(1);
+  ASSERT_TRUE(batcher.Submit(Call(engine_, 4, 10, 2), larger.done()).ok());
+  ASSERT_TRUE(batcher.Submit(Call(engine_, 3, 10, 3), small.done()).ok());
+  // The first batch is still held.
+  engine_->WaitForBatches(2);
+  const Batch beside = engine_->batches()[1];
+  EXPECT_EQ(CountId(beside, 3), 3);
+  EXPECT_EQ(beside.sequences(), 3) << "nothing of the longer ones";
+  engine_->Release();
+  for (Result* result : {&large, &larger, &small}) {
+    ASSERT_TRUE(result->Wait().ok());
+  }
+  EXPECT_THAT(small.Wait()->outputs.Of(2), ElementsAre(30));
+}
+
+// Holds back the one batch that begins with id 1, and nothing else.
+class GateEngine : public FakeEngine {
+ public:
+  using FakeEngine::FakeEngine;
+  absl::StatusOr<Outputs> Run(const Batch& batch) const override {
+    if (batch.ids[0] == 1) {
+      entered.count_down();
+      leave.wait();
+    }
+    return FakeEngine::Run(batch);
+  }
+  mutable std::latch entered{1}, leave{1};
+};
+
+TEST_F(BatcherTest, ShortCallsBesideABatchShareBatchesOfFewTokens) {
+  const auto engine = std::make_shared<GateEngine>(std::vector<int>{1});
+  BatcherOptions options = Options();
+  options.max_short_tokens = 30;
+  Batcher batcher(options);
+  Result large;
+  ASSERT_TRUE(batcher.Submit(Call(engine, 1, 1000, 1), large.done()).ok());
+  engine->entered.wait();
+  std::vector<std::unique_ptr<Result>> results;
+  for (int i = 0; i < 10; ++i) {
+    results.push_back(std::make_unique<Result>());
+    ASSERT_TRUE(
+        batcher.Submit(Call(engine, 1, 12, 2), results.back()->done()).ok());
+  }
+  for (auto& result : results) ASSERT_TRUE(result->Wait().ok());
+  EXPECT_FALSE(large.ready());
+  int sequences = 0;
+  for (const Batch& batch : engine->batches()) {
+    EXPECT_LE(batch.tokens(), 30);
+    sequences += batch.sequences();
+  }
+  EXPECT_EQ(sequences, 10);
+  engine->leave.count_down();
+  EXPECT_TRUE(large.Wait().ok());
+}
+
+TEST_F(BatcherTest, LargeBatchesHoldOnlyTheShortCallsThatMakeMoreThanABatch) {
+  const auto engine = std::make_shared<GateEngine>(std::vector<int>{1});
+  BatcherOptions options = Options();
+  options.max_short_tokens = 30;
+  Batcher batcher(options);
+  Result large, running, next, after, excess;
+  engine->Hold();
+  ASSERT_TRUE(batcher.Submit(Call(engine, 50, 10, 2), large.done()).ok());
+  engine->WaitForBatches(1);
+  ASSERT_TRUE(batcher.Submit(Call(engine, 1, 12, 1), running.done()).ok());
+  engine->entered.wait();
+  // Their thread is busy. Of these the first two are left to it.
+  ASSERT_TRUE(batcher.Submit(Call(engine, 1, 12, 3), next.done()).ok());
+  ASSERT_TRUE(batcher.Submit(Call(engine, 1, 12, 3), after.done()).ok());
+  ASSERT_TRUE(batcher.Submit(Call(engine, 1, 12, 4), excess.done()).ok());
+  engine->Release();
+  ASSERT_TRUE(large.Wait().ok());
+  ASSERT_TRUE(excess.Wait().ok());
+  engine->leave.count_down();
+  for (Result* result : {&running, &next, &after}) {
+    ASSERT_TRUE(result->Wait().ok());
+  }
+  for (const Batch& batch : engine->batches()) {
+    if (CountId(batch, 3) > 0) EXPECT_EQ(CountId(batch, 2), 0);
+  }
+  EXPECT_EQ(CountId(engine->batches()[1], 4), 1);
+}
+
+TEST_F(BatcherTest, ShortCallsWaitTheirTurnOnADeviceThatIsNoCpu) {
+  class CudaEngine : public FakeEngine {
+   public:
+    using FakeEngine::FakeEngine;
+    std::string device() const override { return "cuda"; }
+  };
+  engine_ = std::make_shared<CudaEngine>(std::vector<int>{1});
+  BatcherOptions options = Options();
+  options.max_short_tokens = 30;
+  Batcher batcher(options);
+  Block(batcher);
+  Result large, small;
+  ASSERT_TRUE(batcher.Submit(Call(engine_, 1000, 10, 1), large.done()).ok());
+  ASSERT_TRUE(batcher.Submit(Call(engine_, 1, 10, 2), small.done()).ok());
+  engine_->Release();
+  ASSERT_TRUE(small.Wait().ok());
+  ASSERT_TRUE(large.Wait().ok());
+  const Batch next = engine_->batches()[1];
+  EXPECT_EQ(CountId(next, 2), 1);
+  EXPECT_EQ(next.tokens(), 100) << "with others";
 }
 
 TEST_F(BatcherTest, SharesABatchByTokensNotBySequences) {
@@ -490,7 +603,8 @@ TEST_F(BatcherTest, KeepsAVersionAliveOnlyAsLongAsItsCalls) {
 
 TEST_F(BatcherTest, AnswersEveryCallOnceFromManyThreads) {
   BatcherOptions options = Options();
-  options.threads = 3;
+  options.threads = 2;
+  options.max_short_tokens = 40;
   options.now = &absl::Now;
   options.max_queue_tokens = 2000;
   const auto other = std::make_shared<FakeEngine>(std::vector<int>{1, 2});

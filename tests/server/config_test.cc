@@ -61,6 +61,7 @@ TEST_F(ConfigTest, FillsInTheDefaults) {
   EXPECT_EQ(config.pool_threads(), AvailableCores());
   EXPECT_EQ(config.batcher().max_batch_tokens(), 0);
   EXPECT_EQ(config.batcher().max_queue_tokens(), 262144);
+  EXPECT_EQ(config.batcher().short_call_tokens(), 256);
   EXPECT_EQ(config.limits().max_items(), 1000);
   EXPECT_EQ(config.limits().max_texts(), 1000);
   EXPECT_EQ(config.limits().max_history(), 200);
@@ -70,6 +71,7 @@ TEST_F(ConfigTest, FillsInTheDefaults) {
   EXPECT_EQ(config.limits().max_concurrent_calls(), 1024);
   EXPECT_EQ(config.limits().default_deadline().seconds(), 30);
   EXPECT_EQ(config.cache().item_vector_bytes(), 64 << 20);
+  EXPECT_EQ(config.cache().token_bytes(), 64 << 20);
   EXPECT_EQ(config.drain_timeout().seconds(), 20);
   EXPECT_EQ(config.poll_interval().seconds(), 2);
   EXPECT_EQ(config.personalization_weight(), 0.5f);
@@ -118,13 +120,14 @@ TEST_F(ConfigTest, KeepsWhatIsSet) {
   internal::ServerConfig config = Parse(
       "models { name: 'a' } models { name: 'b' version: 3 } "
       "listen: '[::1]:0' metrics_listen: 'off' engine { inner_threads: 7 } "
-      "limits { max_items: 5 } cache { item_vector_bytes: -1 } "
+      "limits { max_items: 5 } cache { item_vector_bytes: -1 token_bytes: 5 } "
       "poll_interval { seconds: -1 } personalization_weight: 0");
   ASSERT_EQ(ResolveServerConfig(&config), absl::OkStatus());
   EXPECT_EQ(config.default_model(), "a");
   EXPECT_EQ(config.engine().inner_threads(), 7);
   EXPECT_EQ(config.limits().max_items(), 5);
   EXPECT_EQ(config.cache().item_vector_bytes(), -1);
+  EXPECT_EQ(config.cache().token_bytes(), 5);
   EXPECT_EQ(config.poll_interval().seconds(), -1);
   EXPECT_EQ(config.personalization_weight(), 0);
 }
@@ -211,6 +214,9 @@ TEST_F(ConfigTest, NamesTheFieldAndItsValue) {
        "drain_timeout: seconds: 0 nanos: 1000000000 is not a duration"},
       {"cache { item_vector_bytes: -2 }",
        "cache.item_vector_bytes: -2 is not in"},
+      {"batcher { short_call_tokens: -2 }",
+       "batcher.short_call_tokens: -2 is not in"},
+      {"cache { token_bytes: -2 }", "cache.token_bytes: -2 is not in"},
       {"encoding { max_tokens: -1 }", "encoding.max_tokens: -1 is negative"},
       {"encoding { max_query_tokens: -1 }",
        "encoding.max_query_tokens: -1 is negative"},

@@ -80,6 +80,7 @@ TEST(MetricsTest, EverythingIsThereAtZero) {
         "vitrine_requests_total{code=\"UNAVAILABLE\",method=\"Embed\"} 0",
         "vitrine_rejected_total{reason=\"queue_full\"} 0",
         "vitrine_item_vector_cache_hits_total 0",
+        "vitrine_token_cache_hits_total 0", "vitrine_token_cache_bytes 0",
         "vitrine_batch_tokens_count 0", "vitrine_queue_tokens 0",
         "vitrine_requests_total{code=\"UNAUTHENTICATED\",method=\"RollbackModel"
         "\"} 0",

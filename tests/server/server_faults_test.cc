@@ -220,7 +220,9 @@ TEST_F(ServerTest, ScoresStayFiniteWhateverTheModelGives) {
 }
 
 TEST_F(ServerTest, SendsRetryInfoWhenTheQueueIsFull) {
-  Start("batcher { max_batch_tokens: 10 max_queue_tokens: 20 }");
+  Start(
+      "batcher { max_batch_tokens: 10 max_queue_tokens: 20 "
+      "short_call_tokens: -1 }");
   engine_->Hold();
   std::vector<std::thread> callers;
   for (int i = 0; i < 2; ++i) {
@@ -274,7 +276,7 @@ TEST_F(ServerTest, RefusesMoreCallsAtOnceThanAllowed) {
 }
 
 TEST_F(ServerTest, DoesNotComputeForCallersThatGaveUp) {
-  Start("batcher { max_queue_tokens: 20 }");
+  Start("batcher { max_queue_tokens: 20 short_call_tokens: -1 }");
   engine_->Hold();
   std::thread blocker([this] {
     v1::RankResponse response;
@@ -323,7 +325,9 @@ TEST_F(ServerTest, DoesNotComputeForCallersThatGaveUp) {
 }
 
 TEST_F(ServerTest, GivesCallsWithoutADeadlineTheDefaultOne) {
-  Start("limits { default_deadline { nanos: 50000000 } }");
+  Start(
+      "limits { default_deadline { nanos: 50000000 } } "
+      "batcher { short_call_tokens: -1 }");
   engine_->Hold();
   std::thread blocker([this] {
     v1::RankResponse response;

@@ -14,6 +14,7 @@ namespace vitrine {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::Each;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
@@ -159,8 +160,61 @@ TEST_F(ServerTest, ComputesAnItemsVectorOnce) {
   for (int i = 0; i < 30; ++i) {
     EXPECT_EQ(first.items(i).score(), second.items(i).score());
   }
-  EXPECT_EQ(server_->metrics().cache_hits().Value(), 30);
-  EXPECT_EQ(server_->metrics().cache_misses().Value(), 30);
+  EXPECT_EQ(server_->metrics().item_vector_cache().hits->Value(), 30);
+  EXPECT_EQ(server_->metrics().item_vector_cache().misses->Value(), 30);
+}
+
+TEST_F(ServerTest, TokenizesAnItemOnceAcrossCallsAndMethods) {
+  Start();
+  v1::RankResponse ranked;
+  for (const char* query : {"red sofa", "oak desk"}) {
+    ASSERT_TRUE(Rank(RankOf(query, ManyTitles(30)), &ranked).ok());
+  }
+  v1::EmbedRequest embed;
+  for (const std::string& title : ManyTitles(30)) {
+    *embed.add_items() = Item("", title);
+  }
+  v1::EmbedResponse embedded;
+  grpc::ClientContext context;
+  ASSERT_TRUE(stub_->Embed(&context, embed, &embedded).ok());
+  const CacheMetrics metrics = server_->metrics().token_cache();
+  EXPECT_EQ(metrics.misses->Value(), 30);
+  EXPECT_EQ(metrics.hits->Value(), 60);
+  EXPECT_GT(metrics.bytes->Value(), 0);
+}
+
+TEST_F(ServerTest, AnswersTheSameBytesWithTheTokenCacheOnAndOff) {
+  v1::ScoreRequest request;
+  request.mutable_context()->set_query("red sofa");
+  *request.mutable_context()->add_history() = Event("blue chair");
+  for (const std::string& title : ManyTitles(30)) {
+    *request.add_items() = Item(title, title);
+  }
+  request.mutable_items(3)->clear_title();
+  request.mutable_items(5)->set_description(std::string(5000, 'x'));
+  (*request.mutable_items(7)->mutable_attributes())["color"] = "red";
+  v1::EmbedRequest embed;
+  *embed.mutable_items() = request.items();
+  std::vector<std::string> answers;
+  for (const char* config :
+       {"cache { token_bytes: -1 item_vector_bytes: -1 }",
+        "cache { item_vector_bytes: -1 }",
+        "cache { token_bytes: 4000 item_vector_bytes: -1 }"}) {
+    Start(config);
+    for (int i = 0; i < 2; ++i) {
+      v1::ScoreResponse scored;
+      ASSERT_TRUE(Score(request, &scored).ok());
+      scored.clear_timings();
+      v1::EmbedResponse embedded;
+      grpc::ClientContext context;
+      ASSERT_TRUE(stub_->Embed(&context, embed, &embedded).ok());
+      embedded.clear_timings();
+      answers.push_back(scored.SerializeAsString() +
+                        embedded.SerializeAsString());
+    }
+    server_->Stop();
+  }
+  EXPECT_THAT(answers, Each(answers[0]));
 }
 
 TEST_F(ServerTest, AHistoryOfSkipsCountsAsNone) {
