@@ -185,6 +185,16 @@ int FindKind(const std::vector<internal::Head>& heads,
 
 }  // namespace
 
+internal::Head EmbeddingHead(const internal::Manifest& manifest) {
+  internal::Head embedding;
+  embedding.set_name(kEmbeddingHead);
+  embedding.set_kind(internal::HEAD_KIND_RECOMMENDATION);
+  embedding.set_pooling(manifest.pooling() == internal::POOLING_CLS
+                            ? internal::POOLING_CLS
+                            : internal::POOLING_MEAN);
+  return embedding;
+}
+
 ServableModel::ServableModel(internal::Manifest manifest,
                              std::unique_ptr<Tokenizer> tokenizer,
                              EncoderConfig encoder,
@@ -226,13 +236,7 @@ absl::StatusOr<std::shared_ptr<const ServableModel>> ServableModel::Load(
       *manifest.add_heads() = head.head;
     }
   }
-  internal::Head embedding;
-  embedding.set_name(kEmbeddingHead);
-  embedding.set_kind(internal::HEAD_KIND_RECOMMENDATION);
-  embedding.set_pooling(manifest.pooling() == internal::POOLING_CLS
-                            ? internal::POOLING_CLS
-                            : internal::POOLING_MEAN);
-  heads.push_back(embedding);
+  heads.push_back(EmbeddingHead(manifest));
   // Once more, since the name "embedding" may be taken.
   RETURN_IF_ERROR(Annotate(CheckHeads(heads), folder));
 

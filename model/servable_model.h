@@ -22,6 +22,10 @@ struct ServableOptions {
   bool verify_digests = true;
 };
 
+// The head that every loaded model has beside those of its manifest: pooled and
+// normalised, without weights.
+internal::Head EmbeddingHead(const internal::Manifest& manifest);
+
 class ServableModel {
  public:
   // Parses and checks everything in the folder, verifies the digests, runs the
@@ -50,7 +54,7 @@ class ServableModel {
   absl::Time loaded_at() const { return loaded_at_; }
 
   // Head numbers as HeadMask counts them; -1 when there is none. The last head
-  // of a loaded model is "embedding": pooled and normalised, without weights.
+  // of a loaded model is "embedding", EmbeddingHead().
   // embedding_head() is what Embed uses: the recommendation head where there
   // is one, else that.
   const std::vector<internal::Head>& heads() const { return heads_; }

@@ -15,6 +15,7 @@ using CommandFunction = std::function<absl::Status()>;
 void AddInitCommand(CLI::App* app, CommandFunction* run);
 void AddImportCommand(CLI::App* app, CommandFunction* run);
 void AddFitCommand(CLI::App* app, CommandFunction* run);
+void AddQuantizeCommand(CLI::App* app, CommandFunction* run);
 void AddWorkCommand(CLI::App* app, CommandFunction* run);
 
 }  // namespace vitrine

@@ -126,10 +126,7 @@ class Run {
   bool EncoderChanges() const {
     return options_.freeze < source_->checkpoint.config.num_layers;
   }
-  absl::Status CheckStop() const {
-    return stop_ ? absl::CancelledError("interrupted; nothing was published")
-                 : absl::OkStatus();
-  }
+  absl::Status CheckStop() const { return vitrine::CheckStop(stop_); }
 
   const FineTuneOptions& options_;
   FineTuneListener* const listener_;
@@ -234,24 +231,12 @@ absl::Status Run::Load() {
 }
 
 absl::Status Run::ReadData() {
-  if (!options_.items.empty()) {
-    ASSIGN_OR_RETURN(catalogue_, ReadItems(options_.items, &digest_));
-  }
-  for (const FitTask& task : options_.tasks) {
-    ASSIGN_OR_RETURN(
-        Dataset data,
-        ReadDataset(task.kind, task.data, task.grades, &catalogue_, &digest_));
-    if (task.validation.empty()) {
-      splits_.push_back(
-          SplitDataset(std::move(data), options_.validation_share));
-    } else {
-      ASSIGN_OR_RETURN(Dataset held_out,
-                       ReadDataset(task.kind, task.validation, task.grades,
-                                   &catalogue_, &digest_));
-      splits_.push_back({std::move(data), std::move(held_out)});
-    }
-    RETURN_IF_ERROR(CheckStop());
-  }
+  ASSIGN_OR_RETURN(TaskData data,
+                   ReadTaskData(options_.items, options_.tasks,
+                                options_.validation_share, stop_));
+  catalogue_ = std::move(data.catalogue);
+  splits_ = std::move(data.splits);
+  digest_ = std::move(data.digest);
   return absl::OkStatus();
 }
 
@@ -735,13 +720,7 @@ NewVersion Run::MakeVersion() const {
   NewVersion version;
   const TensorType type =
       options_.save_f16 ? TensorType::kF16 : TensorType::kF32;
-  version.config = config_;
-  // The task part of a Hugging Face checkpoint is in heads.safetensors now.
-  version.config.architectures = {config_.model_type == "bert" ? "BertModel"
-                                  : config_.model_type == "roberta"
-                                      ? "RobertaModel"
-                                      : "XLMRobertaModel"};
-  version.config.labels.clear();
+  version.config = WithoutTask(config_);
   version.encoder = network_->SaveEncoder(type);
   version.heads = network_->SaveHeads(type);
   version.tokenizer_folder = source_->folder;
@@ -782,27 +761,6 @@ NewVersion Run::MakeVersion() const {
     }
   }
   return version;
-}
-
-// What the manifest says of the evaluation.
-void AddMetrics(const FineTuneReport& report, internal::Manifest* manifest) {
-  for (const v1::EvaluationMetric& from : report.metrics) {
-    internal::Metric* const metric = manifest->add_metrics();
-    metric->set_head(from.head());
-    metric->set_name(from.name());
-    metric->set_split("validation");
-    metric->set_before(from.has_before()
-                           ? from.before()
-                           : std::numeric_limits<double>::quiet_NaN());
-    metric->set_value(from.value());
-    if (from.has_change_low()) {
-      metric->set_change_low(from.change_low());
-      metric->set_change_high(from.change_high());
-    }
-    metric->set_lower_is_better(from.lower_is_better());
-  }
-  manifest->mutable_label_scores()->Add(report.label_scores.begin(),
-                                        report.label_scores.end());
 }
 
 void Run::ReportWithoutGate() {

@@ -11,9 +11,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "trainer/dataset.h"
-#include "trainer/evaluation.h"
-#include "trainer/gate.h"
+#include "trainer/evaluation_report.h"
+#include "trainer/fit_task.h"
 #include "trainer/task.h"
 #include "vitrine/internal/manifest.pb.h"
 #include "vitrine/v1/admin.pb.h"
@@ -21,16 +20,6 @@
 namespace vitrine {
 
 enum class Schedule { kConstant, kLinear, kCosine };
-
-// One head to train.
-struct FitTask {
-  internal::HeadKind kind = internal::HEAD_KIND_UNSPECIFIED;
-  std::string head;        // empty: the kind's name, "classifier" for labels
-  std::string data;        // a file of rows
-  std::string validation;  // empty: a share of `data`
-  GradeRange grades;
-  double weight = 1;  // of its loss, and of its metric in choosing an epoch
-};
 
 struct FineTuneOptions {
   std::string from;      // folder, MODEL/NUMBER or MODEL
@@ -91,32 +80,7 @@ struct FineTuneOptions {
   std::string tensorboard_folder;
 };
 
-struct HeadReport {
-  std::string name;
-  internal::HeadKind kind = internal::HEAD_KIND_UNSPECIFIED;
-  int examples = 0;
-  int validation_rows = 0;
-  std::vector<Baseline> baselines;
-  // Of the source; once a gate has judged, of the version in service. Empty:
-  // the head is new to it.
-  std::vector<MetricValue> before;
-  std::vector<MetricValue> after;  // of the epoch that was kept
-};
-
-struct FineTuneReport {
-  int64_t version = 0;  // 0: nothing was published
-  std::string folder;
-  std::vector<HeadReport> heads;
-  // Every metric of every head; with a gate, the intervals of the changes too.
-  std::vector<v1::EvaluationMetric> metrics;
-  // Of the heads with labels.
-  std::vector<internal::LabelScore> label_scores;
-  std::string data_digest;  // SHA-256 over the rows, in order
-  // By the gate, for each of these reasons.
-  bool rejected = false;
-  std::vector<std::string> rejections;
-  BatchLatency latency;  // where the gate had it measured
-  std::vector<std::string> warnings;
+struct FineTuneReport : EvaluationReport {
   int epochs = 0;      // that were run
   int best_epoch = 0;  // whose weights were kept
   int64_t steps = 0;
@@ -159,9 +123,6 @@ class FineTuneListener {
 absl::StatusOr<FineTuneReport> FineTune(const FineTuneOptions& options,
                                         FineTuneListener* listener,
                                         const std::atomic<bool>& stop);
-
-// task.head, else the name of its kind.
-std::string HeadName(const FitTask& task);
 
 // Every problem of the options by themselves, one a line.
 absl::Status CheckOptions(const FineTuneOptions& options);

@@ -1,33 +1,9 @@
-#include <algorithm>
-
-#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "store/model_registry.h"
 #include "trainer/fine_tune.h"
 
 namespace vitrine {
-namespace {
-
-const char* DefaultHeadName(internal::HeadKind kind) {
-  switch (kind) {
-    case internal::HEAD_KIND_RELEVANCE:
-      return "relevance";
-    case internal::HEAD_KIND_RECOMMENDATION:
-      return "recommendation";
-    case internal::HEAD_KIND_INTEREST:
-      return "interest";
-    default:
-      return "classifier";
-  }
-}
-
-}  // namespace
-
-std::string HeadName(const FitTask& task) {
-  return task.head.empty() ? DefaultHeadName(task.kind) : task.head;
-}
-
 absl::Status CheckOptions(const FineTuneOptions& options) {
   std::vector<std::string> errors;
   const auto require = [&errors](bool good, std::string error) {
@@ -76,33 +52,7 @@ absl::Status CheckOptions(const FineTuneOptions& options) {
   require(
       options.checkpoint_steps >= 0,
       absl::StrCat("checkpoint_steps ", options.checkpoint_steps, ": below 0"));
-  std::vector<std::string> names;
-  for (const FitTask& task : options.tasks) {
-    const std::string head = HeadName(task);
-    require(!task.data.empty(),
-            absl::StrCat("--task for head ", head, " has no --data"));
-    require(task.weight > 0,
-            absl::StrCat("--task-weight ", task.weight, ": above 0 is needed"));
-    require(task.grades.min < task.grades.max,
-            absl::StrCat("--grades ", task.grades.min, ":", task.grades.max,
-                         ": the first must be the smaller"));
-    require(!head.empty() && head.size() <= 63 &&
-                std::all_of(head.begin(), head.end(),
-                            [](char c) {
-                              return absl::ascii_islower(c) ||
-                                     absl::ascii_isdigit(c) || c == '_';
-                            }),
-            absl::StrCat("--head ", head, ": a-z 0-9 _ are allowed"));
-    require(head != "embedding", "--head embedding: the name is taken");
-    require(std::find(names.begin(), names.end(), head) == names.end(),
-            absl::StrCat("two tasks for head ", head,
-                         "; name them apart with --head"));
-    names.push_back(head);
-    const bool needs_items = task.kind == internal::HEAD_KIND_RECOMMENDATION ||
-                             task.kind == internal::HEAD_KIND_INTEREST;
-    require(!needs_items || !options.items.empty(),
-            absl::StrCat("head ", head, " needs --items"));
-  }
+  CheckTasks(options.tasks, options.items, &errors);
   require(options.incumbent.empty() || options.gate.has_value(),
           absl::StrCat("--incumbent ", options.incumbent, ": without --gate"));
   if (options.gate.has_value()) {

@@ -2,36 +2,25 @@
 
 #include <atomic>
 #include <cstdio>
-#include <map>
 #include <memory>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_join.h"
-#include "absl/strings/str_split.h"
 #include "base/status_macros.h"
 #include "base/textproto.h"
 #include "trainer/commands.h"
 #include "trainer/fine_tune.h"
 #include "trainer/progress.h"
 #include "trainer/stop_signal.h"
+#include "trainer/task_flags.h"
 #include "trainer/training_state.h"
 
 namespace vitrine {
 namespace {
 
 constexpr char kExamples[] =
-    R"(Files are JSON lines, plain or gzip, UTF-8. Errors name file, line and field.
-  items            {"id", "title", "brand", "description", "categories": [..],
-                    "attributes": {..}}
-  relevance        {"query", "grade", "item_id"}, or the item's own fields in
-                   place of item_id
-  recommendation   {"user_id", "items": [id, ..]}, oldest first
-  interest         {"user_id", "items": [id, ..], "categories": [..]}
-  classification   {"text", "label"}
-
-Several --task groups train several heads over one encoder: --data, --head,
+    R"(Several --task groups train several heads over one encoder: --data, --head,
 --validation, --grades and --task-weight belong to the --task before them.
 Heads of the parent that are not trained are carried over.
 
@@ -63,8 +52,7 @@ Examples:
 // What the flags say before they become FineTuneOptions.
 struct FitFlags {
   FineTuneOptions options;
-  std::vector<std::string> kinds, data, heads, validation, grades;
-  std::vector<double> weights;
+  TaskFlags tasks;
   std::string optimizer = "adamw";
   std::string schedule = "linear";
   std::string relevance_loss = "graded";
@@ -81,70 +69,9 @@ struct FitFlags {
   bool json = false;
 };
 
-const std::map<std::string, internal::HeadKind>& Kinds() {
-  static const auto* const kinds =
-      new std::map<std::string, internal::HeadKind>{
-          {"relevance", internal::HEAD_KIND_RELEVANCE},
-          {"recommendation", internal::HEAD_KIND_RECOMMENDATION},
-          {"interest", internal::HEAD_KIND_INTEREST},
-          {"classification", internal::HEAD_KIND_CLASSIFICATION}};
-  return *kinds;
-}
-
-GradeRange ParseGrades(const std::string& text) {
-  const std::vector<std::string> parts = absl::StrSplit(text, ':');
-  GradeRange range;
-  if (parts.size() != 2 || !absl::SimpleAtof(parts[0], &range.min) ||
-      !absl::SimpleAtof(parts[1], &range.max)) {
-    throw CLI::ValidationError("--grades",
-                               absl::StrCat(text, " is not MIN:MAX"));
-  }
-  return range;
-}
-
-// Puts the values of the repeated options into the groups that --task opens,
-// by their order on the command line. With one --task the order is free.
-void GroupTasks(const CLI::App& command, FitFlags* flags) {
-  std::map<std::string, size_t> used;
-  const bool one = flags->kinds.size() == 1;
-  std::vector<FitTask>& tasks = flags->options.tasks;
-  std::vector<std::map<std::string, bool>> given;
-  if (one) {
-    tasks.emplace_back().kind = Kinds().at(flags->kinds.front());
-    given.emplace_back();
-  }
-  for (const CLI::Option* const option : command.parse_order()) {
-    const std::string name = option->get_name();
-    const size_t number = used[name]++;
-    if (name == "--task") {
-      if (one) continue;
-      tasks.emplace_back().kind = Kinds().at(flags->kinds[number]);
-      given.emplace_back();
-      continue;
-    }
-    const bool grouped = name == "--data" || name == "--head" ||
-                         name == "--validation" || name == "--grades" ||
-                         name == "--task-weight";
-    if (!grouped) continue;
-    if (tasks.empty()) {
-      throw CLI::ValidationError(name, "comes before the --task it belongs to");
-    }
-    if (given.back()[name]) {
-      throw CLI::ValidationError(name, "given twice for one --task");
-    }
-    given.back()[name] = true;
-    FitTask& task = tasks.back();
-    if (name == "--data") task.data = flags->data[number];
-    if (name == "--head") task.head = flags->heads[number];
-    if (name == "--validation") task.validation = flags->validation[number];
-    if (name == "--grades") task.grades = ParseGrades(flags->grades[number]);
-    if (name == "--task-weight") task.weight = flags->weights[number];
-  }
-}
-
 void Resolve(const CLI::App& command, FitFlags* flags) {
-  GroupTasks(command, flags);
   FineTuneOptions& options = flags->options;
+  options.tasks = GroupTasks(command, flags->tasks);
   options.sgd = flags->optimizer == "sgd";
   options.schedule = flags->schedule == "linear"   ? Schedule::kLinear
                      : flags->schedule == "cosine" ? Schedule::kCosine
@@ -174,19 +101,9 @@ void Resolve(const CLI::App& command, FitFlags* flags) {
   encoding.set_max_attributes_tokens(flags->max_attributes_tokens);
   encoding.set_max_description_tokens(flags->max_description_tokens);
   encoding.set_max_history_item_tokens(flags->max_history_item_tokens);
-  std::vector<std::string> recipe;
-  for (const CLI::Option* const option : command.get_options()) {
-    // How a run is watched and kept is no part of what it makes.
-    const std::string name = option->get_name();
-    if (option->count() == 0 || name == "--json" || name == "--checkpoint" ||
-        name == "--tensorboard") {
-      continue;
-    }
-    for (const std::string& value : option->results()) {
-      recipe.push_back(absl::StrCat(name, "=", value));
-    }
-  }
-  options.recipe = absl::StrJoin(recipe, " ");
+  // How a run is watched and kept is no part of what it makes.
+  options.recipe =
+      RecipeOf(command, {"--json", "--checkpoint", "--tensorboard"});
 }
 
 absl::Status Fit(FitFlags flags) {
@@ -222,46 +139,6 @@ absl::Status Fit(FitFlags flags) {
         "rejected by the gate; nothing was published");
   }
   return absl::OkStatus();
-}
-
-void AddTaskOptions(CLI::App* command, FitFlags* flags) {
-  constexpr char kGroup[] = "Tasks (repeatable)";
-  std::vector<std::string> kinds;
-  for (const auto& [name, kind] : Kinds()) kinds.push_back(name);
-  // One value each time, however many times.
-  command->add_option("--task", flags->kinds, "What to train: a head's kind")
-      ->required()
-      ->check(CLI::IsMember(kinds))
-      ->allow_extra_args(false)
-      ->group(kGroup);
-  command->add_option("--data", flags->data, "Rows, JSON lines (.gz too)")
-      ->required()
-      ->check(CLI::ExistingFile)
-      ->allow_extra_args(false)
-      ->group(kGroup);
-  command
-      ->add_option("--head", flags->heads,
-                   "The head's name; default: the kind's, classifier for "
-                   "classification")
-      ->allow_extra_args(false)
-      ->group(kGroup);
-  command
-      ->add_option("--validation", flags->validation,
-                   "Held-out rows; default: a share of --data")
-      ->check(CLI::ExistingFile)
-      ->allow_extra_args(false)
-      ->group(kGroup);
-  command
-      ->add_option("--grades", flags->grades,
-                   "MIN:MAX, the grades that mean 0 and 1 [0:3]")
-      ->allow_extra_args(false)
-      ->group(kGroup);
-  command
-      ->add_option("--task-weight", flags->weights,
-                   "Of the task's loss, and of its metric in choosing the "
-                   "epoch [1]")
-      ->allow_extra_args(false)
-      ->group(kGroup);
 }
 
 void AddTrainingOptions(CLI::App* command, FitFlags* flags) {
@@ -386,11 +263,20 @@ void AddFitCommand(CLI::App* app, CommandFunction* run) {
   command->add_flag("--json", flags->json,
                     "One line of JSON on standard output, the rest on "
                     "standard error");
-  AddTaskOptions(command, flags.get());
+  AddTaskOptions(command, "What to train: a head's kind", &flags->tasks);
+  command->get_option("--task")->required();
+  command->get_option("--data")->required();
+  command
+      ->add_option("--task-weight", flags->tasks.weights,
+                   "Of the task's loss, and of its metric in choosing the "
+                   "epoch [1]")
+      ->allow_extra_args(false)
+      ->group(kTaskGroup);
+
   AddTrainingOptions(command, flags.get());
   AddValidationOptions(command, flags.get());
   AddEncodingOptions(command, flags.get());
-  command->footer(kExamples);
+  command->footer(absl::StrCat(kRowsHelp, kExamples));
   command->callback([command, flags, run] {
     Resolve(*command, flags.get());
     *run = [flags] { return Fit(*flags); };

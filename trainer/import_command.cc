@@ -73,23 +73,10 @@ absl::Status Import(const ImportOptions& options) {
   RETURN_IF_ERROR(CheckModelName(options.model));
   const ModelRegistry registry(options.registry);
   ASSIGN_OR_RETURN(const auto source, LoadSourceModel(options.from));
-  NewVersion version;
-  version.config = source->checkpoint.config;
-  version.config.architectures = {
-      version.config.model_type == "bert"      ? "BertModel"
-      : version.config.model_type == "roberta" ? "RobertaModel"
-                                               : "XLMRobertaModel"};
-  version.config.labels.clear();  // the head's, in the manifest
-  ASSIGN_OR_RETURN(version.encoder, CopyTensors(source->checkpoint.encoder));
-  ASSIGN_OR_RETURN(version.heads, CopyTensors(source->checkpoint.heads));
-  version.tokenizer_folder = options.from;
-  version.manifest = source->manifest;
+  ASSIGN_OR_RETURN(NewVersion version, CopyOf(*source));
   version.manifest.set_parent(0);
   version.manifest.set_created_by("vitrine-trainer 0.1.0");
   version.manifest.set_description("imported from a Hugging Face folder");
-  ASSIGN_OR_RETURN(
-      *version.manifest.mutable_encoding(),
-      ResolveEncodingOptions(source->manifest.encoding(), version.config));
   RETURN_IF_ERROR(AddSamples(*source, &version));
   ASSIGN_OR_RETURN(const int64_t number,
                    PublishVersion(registry, options.model, version));

@@ -92,10 +92,10 @@ class InterestTask : public Task {
     return static_cast<int>(validation_.size());
   }
 
-  Evaluation Evaluate(const Network& network, int h) const override {
+  Evaluation Evaluate(const Inference& model, int h) const override {
     if (validation_.empty()) return {};
     Evaluation evaluation =
-        EvaluateLogits(network.Infer(h, Pointers(validation_)));
+        EvaluateLogits(model.Infer(h, Pointers(validation_)));
     evaluation.set_unit_digest(digest_);
     return evaluation;
   }
@@ -206,9 +206,9 @@ class ClassificationTask : public Task {
     return static_cast<int>(validation_.size());
   }
 
-  Evaluation Evaluate(const Network& network, int h) const override {
+  Evaluation Evaluate(const Inference& model, int h) const override {
     if (validation_.empty()) return {};
-    const std::vector<float> logits = network.Infer(h, Pointers(validation_));
+    const std::vector<float> logits = model.Infer(h, Pointers(validation_));
     const int labels = head_.labels_size();
     std::vector<int32_t> predicted;
     std::vector<float> probabilities;

@@ -24,13 +24,18 @@ int main(int argc, char** argv) {
       "      --learning-rate 1e-3 --epochs 10 --out registry --model shop\n"
       "  # a pretrained checkpoint, served as it is\n"
       "  vitrine-trainer import --from ms-marco-MiniLM-L-6-v2 \\\n"
-      "      --out registry --model shop\n\n"
+      "      --out registry --model shop\n"
+      "  # the same version in int8, where that loses next to nothing\n"
+      "  vitrine-trainer quantize shop/1 --out registry --items items.jsonl "
+      "\\\n"
+      "      --task relevance --data relevance.jsonl\n\n"
       "Exit status: 0 done, 1 failed or rejected, 2 wrong usage, 130 "
       "interrupted.");
   vitrine::CommandFunction run;
   vitrine::AddInitCommand(&app, &run);
   vitrine::AddImportCommand(&app, &run);
   vitrine::AddFitCommand(&app, &run);
+  vitrine::AddQuantizeCommand(&app, &run);
   vitrine::AddWorkCommand(&app, &run);
   try {
     app.parse(argc, argv);

@@ -18,6 +18,7 @@
 #include "model/model_config.h"
 #include "model/safetensors.h"
 #include "model/tokenizer.h"
+#include "trainer/inference.h"
 #include "trainer/workers.h"
 #include "vitrine/internal/manifest.pb.h"
 
@@ -30,7 +31,7 @@ namespace vitrine {
 class Bert;
 class TaskHead;
 
-class Network {
+class Network : public Inference {
  public:
   // Heads of `heads` are loaded from the checkpoint. `bf16`: products run
   // under autocast, parameters stay fp32. Dropout is as the config says.
@@ -41,7 +42,7 @@ class Network {
   // A fresh encoder without heads.
   static std::unique_ptr<Network> Random(const EncoderConfig& config,
                                          uint64_t seed);
-  ~Network();
+  ~Network() override;
 
   const EncoderConfig& config() const;
   int head_count() const { return static_cast<int>(heads_.size()); }
@@ -77,11 +78,10 @@ class Network {
   double ForwardBackward(int h, absl::Span<const Encoding* const> sequences,
                          const LossFunction& loss, double weight);
 
-  // Raw outputs without gradients or dropout, row-major, in the given order;
-  // batched by length inside.
-  std::vector<float> Infer(int h,
-                           absl::Span<const Encoding* const> sequences) const;
-  int width(int h) const;
+  // Without gradients or dropout; batched by length inside.
+  std::vector<float> Infer(
+      int h, absl::Span<const Encoding* const> sequences) const override;
+  int width(int h) const override;
 
   // Weights as they are saved: the encoder's names are BertModel's.
   std::vector<NamedTensor> SaveEncoder(TensorType type) const;

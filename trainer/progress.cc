@@ -46,7 +46,7 @@ Json ToJson(const std::vector<MetricValue>& metrics) {
   return json;
 }
 
-const v1::EvaluationMetric* FindJudged(const FineTuneReport& report,
+const v1::EvaluationMetric* FindJudged(const EvaluationReport& report,
                                        const std::string& head,
                                        const std::string& name) {
   for (const v1::EvaluationMetric& metric : report.metrics) {
@@ -55,7 +55,7 @@ const v1::EvaluationMetric* FindJudged(const FineTuneReport& report,
   return nullptr;
 }
 
-bool HasIntervals(const FineTuneReport& report, const std::string& head) {
+bool HasIntervals(const EvaluationReport& report, const std::string& head) {
   return std::any_of(report.metrics.begin(), report.metrics.end(),
                      [&head](const v1::EvaluationMetric& metric) {
                        return metric.head() == head && metric.has_change_low();
@@ -169,7 +169,7 @@ void ProgressPrinter::OnJudge() {
   std::fflush(out_);
 }
 
-std::string MetricsTable(const FineTuneReport& report) {
+std::string MetricsTable(const EvaluationReport& report) {
   std::string out;
   for (const HeadReport& head : report.heads) {
     if (head.after.empty()) continue;
@@ -201,7 +201,7 @@ std::string MetricsTable(const FineTuneReport& report) {
   return out;
 }
 
-std::string VerdictText(const FineTuneReport& report) {
+std::string VerdictText(const EvaluationReport& report) {
   std::string out;
   if (report.latency.incumbent_ms > 0) {
     absl::StrAppendFormat(&out, "a batch takes %.3f ms, %.3f ms in service\n",

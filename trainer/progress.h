@@ -35,10 +35,10 @@ class ProgressPrinter : public FineTuneListener {
 
 // A row for each metric: baselines, before, after, and the interval of the
 // change where a gate made one.
-std::string MetricsTable(const FineTuneReport& report);
+std::string MetricsTable(const EvaluationReport& report);
 
 // What the gate said, and why.
-std::string VerdictText(const FineTuneReport& report);
+std::string VerdictText(const EvaluationReport& report);
 
 std::string ReportToJson(const FineTuneReport& report,
                          const std::string& model);

@@ -112,12 +112,12 @@ class RecommendationTask : public Task {
     return static_cast<int>(validation_.size());
   }
 
-  Evaluation Evaluate(const Network& network, int h) const override {
+  Evaluation Evaluate(const Inference& model, int h) const override {
     if (validation_.empty()) return {};
     // Some users at a time: all of them times all items may be too much.
     constexpr size_t kUsers = 1024;
-    const at::Tensor items = Vectors(network, h, Pointers(items_));
-    const at::Tensor users = Vectors(network, h, Pointers(validation_));
+    const at::Tensor items = Vectors(model, h, Pointers(items_));
+    const at::Tensor users = Vectors(model, h, Pointers(validation_));
     std::vector<int64_t> places;
     for (size_t begin = 0; begin < validation_.size(); begin += kUsers) {
       const size_t end = std::min(begin + kUsers, validation_.size());
@@ -215,10 +215,10 @@ class RecommendationTask : public Task {
   }
 
   // Of length 1, (encodings, width) fp32.
-  static at::Tensor Vectors(const Network& network, int h,
+  static at::Tensor Vectors(const Inference& model, int h,
                             const std::vector<const Encoding*>& encodings) {
-    return at::tensor(network.Infer(h, encodings))
-        .view({static_cast<int64_t>(encodings.size()), network.width(h)});
+    return at::tensor(model.Infer(h, encodings))
+        .view({static_cast<int64_t>(encodings.size()), model.width(h)});
   }
 
   // (users, items) fp32, contiguous.

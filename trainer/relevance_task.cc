@@ -105,9 +105,9 @@ class RelevanceTask : public Task {
     return static_cast<int>(validation_.size());
   }
 
-  Evaluation Evaluate(const Network& network, int h) const override {
+  Evaluation Evaluate(const Inference& model, int h) const override {
     if (validation_.empty()) return {};
-    const std::vector<float> logits = network.Infer(h, Pointers(validation_));
+    const std::vector<float> logits = model.Infer(h, Pointers(validation_));
     Evaluation evaluation =
         Ranking({logits.begin(), logits.end()}, /*probabilities=*/true);
     evaluation.set_unit_digest(DigestOf(split_.validation, catalogue_));

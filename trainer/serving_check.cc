@@ -51,10 +51,10 @@ double Median(std::vector<double> times) {
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<const ServableModel>> LoadForCheck(
-    const std::string& folder, bool verify_digests) {
+    const std::string& folder, bool verify_digests, internal::Dtype dtype) {
   ServableOptions options;
   options.engine.device = internal::DEVICE_CPU;
-  options.engine.dtype = internal::DTYPE_FP32;
+  options.engine.dtype = dtype;
   options.verify_digests = verify_digests;
   return ServableModel::Load(folder, options);
 }

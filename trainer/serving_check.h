@@ -1,8 +1,8 @@
 #pragma once
 
 // A saved version as the server will have it: the same answers as in training,
-// and in what time. Engines run in fp32 on the CPU, with LibTorch's threads as
-// they are set.
+// and in what time. Engines run on the CPU, with LibTorch's threads as they are
+// set.
 
 #include <string>
 #include <utility>
@@ -18,10 +18,11 @@ namespace vitrine {
 // A head's name and an input of it.
 using HeadInput = std::pair<std::string, Encoding>;
 
-// ServableModel::Load as described above. A version in staging has no digests
-// yet.
+// ServableModel::Load as described above, in fp32 unless told otherwise. A
+// version in staging has no digests yet.
 absl::StatusOr<std::shared_ptr<const ServableModel>> LoadForCheck(
-    const std::string& folder, bool verify_digests);
+    const std::string& folder, bool verify_digests,
+    internal::Dtype dtype = internal::DTYPE_FP32);
 
 // What the model's outputs differ in from those of training, `outputs[i]` being
 // the raw ones for inputs[i]: for each head the first number that is further

@@ -13,6 +13,7 @@
 #include "model/featurizer.h"
 #include "trainer/dataset.h"
 #include "trainer/evaluation.h"
+#include "trainer/inference.h"
 #include "trainer/network.h"
 #include "vitrine/internal/manifest.pb.h"
 
@@ -76,9 +77,9 @@ class Task {
   virtual int validation_rows() const = 0;
   // Over the held-out rows; the first metric is the one to select by (the
   // larger the better). Of nothing without such rows. Head number `h` of
-  // `network` is head(). Two tasks over one held-out set, each with a network
-  // of its own, give evaluations that pair up.
-  virtual Evaluation Evaluate(const Network& network, int h) const = 0;
+  // `model` is head(). Two tasks over one held-out set, each with a model of
+  // its own, give evaluations that pair up.
+  virtual Evaluation Evaluate(const Inference& model, int h) const = 0;
   virtual std::vector<Baseline> Baselines() const = 0;
 
   // After training: fits what is fitted to the trained head.

@@ -16,6 +16,7 @@
 #include "base/textproto.h"
 #include "model/checkpoint.h"
 #include "model/engine.h"
+#include "model/featurizer.h"
 #include "model/load_tokenizer.h"
 
 namespace vitrine {
@@ -59,6 +60,27 @@ absl::Status WriteGolden(const std::string& folder, const NewVersion& version) {
 }
 
 }  // namespace
+
+EncoderConfig WithoutTask(EncoderConfig config) {
+  config.architectures = {config.model_type == "bert"      ? "BertModel"
+                          : config.model_type == "roberta" ? "RobertaModel"
+                                                           : "XLMRobertaModel"};
+  config.labels.clear();
+  return config;
+}
+
+absl::StatusOr<NewVersion> CopyOf(const SourceModel& source) {
+  NewVersion version;
+  version.config = WithoutTask(source.checkpoint.config);
+  ASSIGN_OR_RETURN(version.encoder, CopyTensors(source.checkpoint.encoder));
+  ASSIGN_OR_RETURN(version.heads, CopyTensors(source.checkpoint.heads));
+  version.tokenizer_folder = source.folder;
+  version.manifest = source.manifest;
+  ASSIGN_OR_RETURN(
+      *version.manifest.mutable_encoding(),
+      ResolveEncodingOptions(source.manifest.encoding(), version.config));
+  return version;
+}
 
 int64_t SizeOnDisk(const std::vector<NamedTensor>& encoder,
                    const std::vector<NamedTensor>& heads) {

@@ -14,6 +14,7 @@
 #include "model/safetensors.h"
 #include "model/tokenizer.h"
 #include "store/model_registry.h"
+#include "trainer/source_model.h"
 #include "vitrine/internal/manifest.pb.h"
 
 namespace vitrine {
@@ -27,6 +28,14 @@ struct NewVersion {
   // Inputs whose fp32 outputs become golden.textproto, with the head's name.
   std::vector<std::pair<std::string, Encoding>> samples;
 };
+
+// The config of an encoder by itself: the task part of a Hugging Face
+// checkpoint is in heads.safetensors and in the manifest.
+EncoderConfig WithoutTask(EncoderConfig config);
+
+// The same weights, tokenizer and manifest, with the encoding's defaults
+// filled in; without samples.
+absl::StatusOr<NewVersion> CopyOf(const SourceModel& source);
 
 // Bytes that the version's weights take on disk, about.
 int64_t SizeOnDisk(const std::vector<NamedTensor>& encoder,

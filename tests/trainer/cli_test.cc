@@ -55,7 +55,7 @@ class CliTest : public ::testing::Test {
 
 TEST_F(CliTest, HelpTeachesAndWrongUsageExitsWithTwo) {
   EXPECT_THAT(Call("--help").out, HasSubstr("Examples:"));
-  for (const char* const command : {"init", "import", "fit"}) {
+  for (const char* const command : {"init", "import", "fit", "quantize"}) {
     const Result help = Call(absl::StrCat(command, " --help"));
     EXPECT_EQ(help.exit_code, 0);
     EXPECT_THAT(help.out, HasSubstr("Example"));
@@ -113,6 +113,29 @@ TEST_F(CliTest, InitFitAndImportMakeVersions) {
   EXPECT_THAT(dry.err, HasSubstr("the gate passes it"));
   EXPECT_EQ(nlohmann::json::parse(dry.out)["version"], 0);
   EXPECT_EQ(ModelRegistry(shop_.registry()).ListVersions("shop")->size(), 1);
+
+  // The same version for int8.
+  const std::string quantize =
+      absl::StrCat("quantize shop/1 --out ", shop_.registry(), " --items ",
+                   shop_.items(), " --task relevance --data ",
+                   shop_.relevance(), " --calibration-rows 50 --json");
+  ASSERT_TRUE(WriteFile(shop_.File("gate.textproto"),
+                        "rules { metric: 'ndcg@10' bound: 1.5 }")
+                  .ok());
+  const Result refused =
+      Call(absl::StrCat(quantize, " --gate ", shop_.File("gate.textproto")));
+  EXPECT_EQ(refused.exit_code, 1);
+  EXPECT_THAT(refused.err, HasSubstr("the gate rejects it:\n  relevance"));
+  ASSERT_TRUE(WriteFile(shop_.File("gate.textproto"),
+                        "rules { metric: 'ndcg@10' bound: 0.01 } "
+                        "max_latency_ratio: -1")
+                  .ok());
+  const Result quantized =
+      Call(absl::StrCat(quantize, " --gate ", shop_.File("gate.textproto")));
+  ASSERT_EQ(quantized.exit_code, 0) << quantized.err;
+  EXPECT_EQ(nlohmann::json::parse(quantized.out)["version"], 2);
+  EXPECT_THAT(quantized.err, HasSubstr("query_key_value"));
+  EXPECT_EQ(Call("quantize shop/1 --out x --max-loss much").exit_code, 2);
 
   ASSERT_TRUE(testing::WriteTinyModel(shop_.File("hf")).ok());
   const Result import =
