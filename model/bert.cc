@@ -10,6 +10,7 @@
 #include "model/cpu_kernels.h"
 #include "model/dropout.h"
 #include "model/length_buckets.h"
+#include "model/to_tensor.h"
 
 namespace vitrine {
 
@@ -84,11 +85,6 @@ at::Tensor Activate(const std::string& name, const at::Tensor& x) {
 }
 
 }  // namespace
-
-absl::StatusOr<at::Tensor> ToTensor(const TensorView& view) {
-  ASSIGN_OR_RETURN(std::vector<float> values, ToFloats(view));
-  return at::from_blob(values.data(), view.shape, at::kFloat).clone();
-}
 
 PackedInput ToPackedInput(const Batch& batch, const EncoderConfig& config,
                           const at::Device& device) {

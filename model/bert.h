@@ -1,7 +1,8 @@
 #pragma once
 
-// The BERT encoder in LibTorch: one code for serving and training, CPU and
-// CUDA. One of two headers that include LibTorch; keep it out of others.
+// The BERT encoder in LibTorch, for training and for serving on a CPU. One of
+// few headers that include LibTorch (tests/base/layers_test.cc names them);
+// keep it out of others.
 
 #include <ATen/ATen.h>
 
@@ -18,9 +19,6 @@ namespace vitrine {
 
 class Dropout;
 struct AttentionPlan;
-
-// An fp32 copy on the CPU, of the view's shape.
-absl::StatusOr<at::Tensor> ToTensor(const TensorView& view);
 
 // A batch as tensors on the encoder's device.
 struct PackedInput {

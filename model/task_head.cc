@@ -4,8 +4,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
-#include "model/bert.h"
 #include "model/dropout.h"
+#include "model/to_tensor.h"
 
 namespace vitrine {
 namespace {
@@ -23,7 +23,12 @@ std::string LastLayer(const internal::Head& head) {
 at::Tensor Pool(const at::Tensor& hidden, const std::vector<int32_t>& offsets,
                 internal::Pooling pooling) {
   const std::vector<int64_t> starts(offsets.begin(), offsets.end() - 1);
-  const at::Tensor first = at::tensor(starts, at::kLong).to(hidden.device());
+  return Pool(hidden, at::tensor(starts, at::kLong).to(hidden.device()),
+              pooling);
+}
+
+at::Tensor Pool(const at::Tensor& hidden, const at::Tensor& first,
+                internal::Pooling pooling) {
   if (pooling != internal::POOLING_MEAN) {
     return hidden.index_select(0, first).to(at::kFloat);
   }

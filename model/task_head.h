@@ -1,7 +1,7 @@
 #pragma once
 
 // Heads over the encoder's hidden states, in LibTorch: see manifest.proto for
-// their kinds, names and weights. One of two headers that include LibTorch.
+// their kinds, names and weights. One of few headers that include LibTorch.
 
 #include <ATen/ATen.h>
 
@@ -19,6 +19,10 @@ namespace vitrine {
 // mean's for MEAN, the first token's otherwise. Returns (sequences, hidden),
 // fp32.
 at::Tensor Pool(const at::Tensor& hidden, const std::vector<int32_t>& offsets,
+                internal::Pooling pooling);
+// The same where the sequences' first tokens are on the hidden states' device,
+// (sequences) int32 or int64. The last sequence goes on to the end.
+at::Tensor Pool(const at::Tensor& hidden, const at::Tensor& first,
                 internal::Pooling pooling);
 
 class Dropout;

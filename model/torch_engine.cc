@@ -1,7 +1,6 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
-#include <c10/util/Exception.h>
 #include <link.h>
 #include <omp.h>
 #include <stdlib.h>
@@ -27,9 +26,11 @@
 #include "model/batch_checks.h"
 #include "model/bert.h"
 #include "model/engine.h"
+#include "model/gpu_engine.h"
 #include "model/length_buckets.h"
 #include "model/math_libraries.h"
 #include "model/task_head.h"
+#include "model/torch_status.h"
 
 namespace vitrine {
 namespace {
@@ -84,54 +85,40 @@ void WarnOfSlowBlas() {
   });
 }
 
-absl::StatusOr<at::Device> ChooseDevice(internal::Device device) {
+absl::StatusOr<bool> ChooseCuda(internal::Device device) {
   switch (device) {
     case internal::DEVICE_AUTO:
-      return at::hasCUDA() ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
+      return at::hasCUDA();
     case internal::DEVICE_CPU:
-      return at::Device(at::kCPU);
+      return false;
     case internal::DEVICE_CUDA:
-      if (!at::hasCUDA()) {
-        return absl::FailedPreconditionError(
-            "device CUDA: LibTorch sees no CUDA device");
-      }
-      return at::Device(at::kCUDA, 0);
+      return true;  // NewGpuEngine says so where there is none
     default:
       return absl::InvalidArgumentError(
           absl::StrCat("device ", device, ": unknown"));
   }
 }
 
-absl::StatusOr<at::ScalarType> ChooseDtype(internal::Dtype dtype,
-                                           const at::Device& device) {
+absl::StatusOr<at::ScalarType> ChooseDtype(internal::Dtype dtype) {
   switch (dtype) {
     case internal::DTYPE_AUTO:
-      return device.is_cuda() || CpuHasFastBf16() ? at::kBFloat16 : at::kFloat;
+      return CpuHasFastBf16() ? at::kBFloat16 : at::kFloat;
     case internal::DTYPE_FP32:
       return at::kFloat;
     case internal::DTYPE_BF16:
-      if (device.is_cpu() && !CpuHasFastBf16()) {
+      if (!CpuHasFastBf16()) {
         Log(LogLevel::kWarning, "slow_bf16",
             {{"reason", "this processor has neither AMX nor AVX512-BF16"}});
       }
       return at::kBFloat16;
     case internal::DTYPE_FP16:
-      if (!device.is_cuda()) {
-        return absl::FailedPreconditionError("dtype FP16: CUDA only");
-      }
-      return at::kHalf;
+      return absl::FailedPreconditionError("dtype FP16: CUDA only");
     case internal::DTYPE_INT8:
       return absl::FailedPreconditionError("dtype INT8: oneDNN's engine only");
     default:
       return absl::InvalidArgumentError(
           absl::StrCat("dtype ", dtype, ": unknown"));
   }
-}
-
-// LibTorch's message without its page of stack.
-std::string Reason(const std::exception& e) {
-  const auto* error = dynamic_cast<const c10::Error*>(&e);
-  return error != nullptr ? error->what_without_backtrace() : e.what();
 }
 
 // This thread alone in LibTorch and oneDNN while it lives.
@@ -183,11 +170,10 @@ double Imbalance(const Batch& batch,
 
 class TorchEngine final : public Engine {
  public:
-  TorchEngine(Bert bert, std::vector<TaskHead> heads, const at::Device& device,
-              at::ScalarType dtype, int threads)
+  TorchEngine(Bert bert, std::vector<TaskHead> heads, at::ScalarType dtype,
+              int threads)
       : bert_(std::move(bert)),
         heads_(std::move(heads)),
-        device_(device),
         dtype_(dtype),
         threads_(threads) {}
 
@@ -212,9 +198,8 @@ class TorchEngine final : public Engine {
     // a hundred times a batch and spin in between, which is ruinous where
     // requests are tokenized on the same processors. A lone long sequence is
     // better off so, though.
-    if (device_.is_cpu() &&
-        Imbalance(batch, ShareByLength(batch.offsets, threads_), threads_) <=
-            kMaxImbalance) {
+    if (Imbalance(batch, ShareByLength(batch.offsets, threads_), threads_) <=
+        kMaxImbalance) {
       const int rounds =
           std::max<int>(1, batch.tokens() / (threads_ * kBlockTokens));
       const std::vector<std::vector<int>> shares =
@@ -228,13 +213,9 @@ class TorchEngine final : public Engine {
     return static_cast<int>(heads_[head].width());
   }
   std::string name() const override { return "torch"; }
-  std::string device() const override {
-    return device_.is_cuda() ? "cuda" : "cpu";
-  }
+  std::string device() const override { return "cpu"; }
   std::string dtype() const override {
-    return dtype_ == at::kFloat  ? "fp32"
-           : dtype_ == at::kHalf ? "fp16"
-                                 : "bf16";
+    return dtype_ == at::kFloat ? "fp32" : "bf16";
   }
 
  private:
@@ -280,7 +261,7 @@ class TorchEngine final : public Engine {
     try {
       return RunChecked(batch);
     } catch (const std::exception& e) {
-      return absl::InternalError(absl::StrCat("LibTorch: ", Reason(e)));
+      return TorchStatus(e);
     }
   }
 
@@ -289,7 +270,7 @@ class TorchEngine final : public Engine {
     at::internal::lazy_init_num_threads();
     const c10::InferenceMode inference;
     const at::Tensor hidden =
-        bert_.Forward(ToPackedInput(batch, bert_.config(), device_));
+        bert_.Forward(ToPackedInput(batch, bert_.config(), at::kCPU));
 
     Outputs outputs;
     for (const HeadMask mask : batch.heads) {
@@ -317,8 +298,7 @@ class TorchEngine final : public Engine {
       const at::Tensor rows =
           wanted.size() == batch.heads.size()
               ? pooled
-              : pooled.index_select(0,
-                                    at::tensor(wanted, at::kLong).to(device_));
+              : pooled.index_select(0, at::tensor(wanted, at::kLong));
       const at::Tensor out = heads_[h]
                                  .Forward(rows)
                                  .to(at::kCPU, at::kFloat)
@@ -336,7 +316,6 @@ class TorchEngine final : public Engine {
 
   const Bert bert_;
   const std::vector<TaskHead> heads_;
-  const at::Device device_;
   const at::ScalarType dtype_;
   const int threads_;
   mutable std::once_flag start_once_;
@@ -351,34 +330,31 @@ absl::StatusOr<std::unique_ptr<Engine>> NewTorchEngine(
     const EngineOptions& options) {
   RETURN_IF_ERROR(CheckHeads(heads));
   try {
-    ASSIGN_OR_RETURN(const at::Device device, ChooseDevice(options.device));
-    ASSIGN_OR_RETURN(const at::ScalarType dtype,
-                     ChooseDtype(options.dtype, device));
-    if (device.is_cpu()) {
-      WarnOfSlowBlas();
-      SetUpMathLibraries(kAllProducts);
-      if (options.inner_threads > 0) at::set_num_threads(options.inner_threads);
-    }
+    ASSIGN_OR_RETURN(const bool cuda, ChooseCuda(options.device));
+    if (cuda) return NewGpuEngine(checkpoint, heads, options);
+    ASSIGN_OR_RETURN(const at::ScalarType dtype, ChooseDtype(options.dtype));
+    WarnOfSlowBlas();
+    SetUpMathLibraries(kAllProducts);
+    if (options.inner_threads > 0) at::set_num_threads(options.inner_threads);
 
     // Weights born under InferenceMode carry no autograd state.
     const c10::InferenceMode inference;
     ASSIGN_OR_RETURN(Bert bert, Bert::FromCheckpoint(checkpoint));
-    bert.PrepareForInference(device, dtype);
+    bert.PrepareForInference(at::kCPU, dtype);
     std::vector<TaskHead> task_heads;
     for (const internal::Head& head : heads) {
       ASSIGN_OR_RETURN(TaskHead task_head,
                        TaskHead::FromCheckpoint(checkpoint, head));
       // Small, so in fp32 whatever the encoder runs in.
-      task_head.To(device, at::kFloat);
+      task_head.To(at::kCPU, at::kFloat);
       task_heads.push_back(std::move(task_head));
     }
     std::unique_ptr<Engine> engine = std::make_unique<TorchEngine>(
-        std::move(bert), std::move(task_heads), device, dtype,
-        device.is_cpu() ? at::get_num_threads() : 1);
+        std::move(bert), std::move(task_heads), dtype, at::get_num_threads());
     if (options.start_threads) engine->StartThreads();
     return engine;
   } catch (const std::exception& e) {
-    return absl::InternalError(absl::StrCat("LibTorch: ", Reason(e)));
+    return TorchStatus(e);
   }
 }
 
