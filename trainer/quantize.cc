@@ -105,10 +105,10 @@ class Run {
       const internal::Quantization& quantization,
       ActivationObserver* observer) const;
   absl::StatusOr<std::vector<HeadOutputs>> RunRows(const Engine& engine) const;
-  absl::Status Measure(const Engine& engine);
+  absl::StatusOr<std::vector<Evaluation>> Measure(const Engine& engine);
   absl::Status Search();
   absl::Status CompareEngines(const Engine& int8);
-  absl::Status Evaluate(const Engine& int8);
+  void FillHeads();
   absl::Status MakeVersion(const Engine& int8);
   v1::Gate Gate() const;
   absl::Status Judge(const std::string& folder);
@@ -206,8 +206,9 @@ absl::StatusOr<std::vector<HeadOutputs>> Run::RunRows(
   return out;
 }
 
-// How fast the engine runs the calibration's sequences, once warm.
-absl::Status Run::Measure(const Engine& engine) {
+// How fast the engine runs the calibration's sequences, once warm, and how well
+// its outputs do on the held-out rows: an evaluation a task.
+absl::StatusOr<std::vector<Evaluation>> Run::Measure(const Engine& engine) {
   int64_t tokens = 0;
   for (const CalibrationRows::Group& rows : rows_->groups) {
     RETURN_IF_ERROR(
@@ -219,9 +220,18 @@ absl::Status Run::Measure(const Engine& engine) {
   }
   const Clock::time_point start = Clock::now();
   RETURN_IF_ERROR(RunRows(engine).status());
-  report_.speed.push_back({absl::StrCat(engine.name(), " ", engine.dtype()),
-                           static_cast<double>(tokens) / SecondsSince(start)});
-  return CheckStop(stop_);
+  EngineReport& report = report_.engines.emplace_back();
+  report.engine = absl::StrCat(engine.name(), " ", engine.dtype());
+  report.tokens_per_second = static_cast<double>(tokens) / SecondsSince(start);
+  std::vector<Evaluation> out;
+  for (size_t i = 0; i < rows_->tasks.size(); ++i) {
+    RETURN_IF_ERROR(CheckStop(stop_));
+    const EngineInference inference(engine);
+    out.push_back(rows_->tasks[i]->Evaluate(inference, rows_->task_heads[i]));
+    RETURN_IF_ERROR(inference.status());
+    report.metrics.push_back(out.back().metrics());
+  }
+  return out;
 }
 
 absl::Status Run::Search() {
@@ -270,7 +280,7 @@ absl::Status Run::CompareEngines(const Engine& int8) {
                                 static_cast<int>(sequences.size()), held_out});
     }
   }
-  RETURN_IF_ERROR(Measure(*reference_));
+  ASSIGN_OR_RETURN(before_, Measure(*reference_));
   // What the version would be served by as it is.
   EngineOptions options;
   options.device = internal::DEVICE_CPU;
@@ -279,19 +289,14 @@ absl::Status Run::CompareEngines(const Engine& int8) {
                    NewEngine(source_->checkpoint, heads_, options));
   if (plain->dtype() != reference_->dtype() ||
       plain->name() != reference_->name()) {
-    RETURN_IF_ERROR(Measure(*plain));
+    RETURN_IF_ERROR(Measure(*plain).status());
   }
-  return Measure(int8);
+  ASSIGN_OR_RETURN(after_, Measure(int8));
+  return CheckStop(stop_);
 }
 
-absl::Status Run::Evaluate(const Engine& int8) {
+void Run::FillHeads() {
   for (size_t i = 0; i < rows_->tasks.size(); ++i) {
-    const EngineInference fp32(*reference_), quantized(int8);
-    before_.push_back(rows_->tasks[i]->Evaluate(fp32, rows_->task_heads[i]));
-    RETURN_IF_ERROR(fp32.status());
-    after_.push_back(
-        rows_->tasks[i]->Evaluate(quantized, rows_->task_heads[i]));
-    RETURN_IF_ERROR(quantized.status());
     HeadReport& report = report_.heads[i];
     report.before = before_[i].metrics();
     report.after = after_[i].metrics();
@@ -299,9 +304,7 @@ absl::Status Run::Evaluate(const Engine& int8) {
       score.set_head(report.name);
       report_.label_scores.push_back(std::move(score));
     }
-    RETURN_IF_ERROR(CheckStop(stop_));
   }
-  return absl::OkStatus();
 }
 
 // The version's samples and what its manifest says, metrics aside.
@@ -457,7 +460,7 @@ absl::StatusOr<QuantizeReport> Run::Go() {
     ASSIGN_OR_RETURN(const auto int8,
                      Int8(report_.calibration.quantization, nullptr));
     RETURN_IF_ERROR(CompareEngines(*int8));
-    RETURN_IF_ERROR(Evaluate(*int8));
+    FillHeads();
     RETURN_IF_ERROR(MakeVersion(*int8));
   }
   RETURN_IF_ERROR(Publish());

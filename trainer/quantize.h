@@ -49,9 +49,12 @@ struct HeadParity {
   bool held_out = false;  // none of them was calibrated on
 };
 
-struct EngineSpeed {
+// What one engine makes of the version's weights.
+struct EngineReport {
   std::string engine;  // "torch fp32"
   double tokens_per_second = 0;
+  // Of each head, on the held-out rows.
+  std::vector<std::vector<MetricValue>> metrics;
 };
 
 // `before` is fp32, `after` int8.
@@ -62,7 +65,8 @@ struct QuantizeReport : EvaluationReport {
   Calibration calibration;
   float golden_tolerance = 0;
   std::vector<HeadParity> parity;
-  std::vector<EngineSpeed> speed;
+  // fp32, what the version is served by as it is, int8.
+  std::vector<EngineReport> engines;
   double seconds = 0;
 };
 

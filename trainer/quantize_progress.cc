@@ -112,9 +112,16 @@ std::string ParityTable(const QuantizeReport& report) {
                           of.parity.largest_difference, of.sequences,
                           of.held_out ? " held out" : "");
   }
-  for (const EngineSpeed& speed : report.speed) {
-    absl::StrAppendFormat(&out, "%-16s %16.0f tokens/s\n", speed.engine,
-                          speed.tokens_per_second);
+  for (const EngineReport& engine : report.engines) {
+    absl::StrAppendFormat(&out, "%-16s %16.0f tokens/s", engine.engine,
+                          engine.tokens_per_second);
+    for (size_t i = 0; i < engine.metrics.size(); ++i) {
+      if (engine.metrics[i].empty()) continue;
+      const MetricValue& first = engine.metrics[i].front();
+      absl::StrAppendFormat(&out, "  %s %s %.4f", report.heads[i].name,
+                            first.name, first.value);
+    }
+    absl::StrAppend(&out, "\n");
   }
   return out;
 }
@@ -157,9 +164,14 @@ std::string ReportToJson(const QuantizeReport& report) {
          {"sequences", of.sequences},
          {"held_out", of.held_out}});
   }
-  json["tokens_per_second"] = Json::object();
-  for (const EngineSpeed& speed : report.speed) {
-    json["tokens_per_second"][speed.engine] = speed.tokens_per_second;
+  for (const EngineReport& engine : report.engines) {
+    Json& entry = json["engines"][engine.engine];
+    entry["tokens_per_second"] = engine.tokens_per_second;
+    for (size_t i = 0; i < engine.metrics.size(); ++i) {
+      for (const MetricValue& metric : engine.metrics[i]) {
+        entry["metrics"][report.heads[i].name][metric.name] = metric.value;
+      }
+    }
   }
   json["rejected"] = report.rejected;
   json["rejections"] = report.rejections;
