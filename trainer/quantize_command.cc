@@ -19,10 +19,10 @@ namespace vitrine {
 namespace {
 
 constexpr char kExamples[] =
-    R"(The rows are the fit's: those that it trained on are calibrated on, those that
-it held out measure fp32 against int8, head by head. --texts has no labels: a
-text a line, or query, tab, title, which relevance needs; then only the outputs
-are compared.
+    R"(The rows are the fit's: those that it trained on are calibrated on, those
+that it held out measure fp32 against int8, head by head. --texts has no labels:
+a text a line, or query, tab, title, which relevance needs; then only the
+outputs are compared.
 
 The weights stay as they are; the new version's manifest says which products run
 in int8, how large their inputs may be, and which are kept in bf16. A server
