@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What serving costs: the pairs per second that callers get from Rank, beside
-# those that the engine alone runs through, on the same pairs, in one run.
+# those that the engine alone runs through, on the same pairs, in one run; and
+# what a Score of one item waits: alone, and beside that load of Ranks.
 #
 #   tests/bench/serving_bench.sh [OPTION...]
 #
@@ -10,36 +11,53 @@
 #                        (default: crowdflower.jsonl.gz in VITRINE_DATA or
 #                        ../shared/data, else the sample shop)
 #   --vocab FILE         vocab.txt of the random model (default: made of --data)
-#   --dtype fp32|bf16    arithmetic (default fp32)
+#   --engine onednn|torch   (default onednn)
+#   --dtype fp32|bf16|int8  arithmetic (default fp32)
 #   --threads N          in a batch, of engine and server (default: all cores)
+#   --batch-threads N    that run batches at once, of the server (default 1)
 #   --callers N          closed loop (default 8)
 #   --items N            pairs in a call, no two alike (default 100)
 #   --calls N            calls that differ (default 20: 2,000 pairs)
-#   --duration TIME      measured time of serving (default 30s)
+#   --score-rate R       Scores of one item a second, open loop (default 20)
+#   --batch-tokens N     batcher.max_batch_tokens (default: the server's)
+#   --short-tokens N     batcher.short_call_tokens (default: the server's)
+#   --token-bytes N      cache.token_bytes (default: the server's)
+#   --duration TIME      measured time of each of the three runs of serving, in
+#                        seconds (default 30s)
 #   --keep FOLDER        keep what is made there, and use it again
 #
 # The engine runs before and after the serving, and the better one counts. One
-# JSON line at the end: both rates and their ratio. Builds nothing; needs
-# build/release. The machine should do nothing else meanwhile.
+# JSON line at the end: both rates and their ratio, the two p99 of Score and
+# theirs. "batching" is the share of the Ranks' time in which a batch was being
+# run: what it lacks of 1, calls waited while no batch was. Builds nothing;
+# needs build/release. The machine should do nothing else meanwhile.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-model='' data='' vocab='' dtype=fp32 threads=$(nproc) callers=8 items=100
-calls=20 duration=30s keep=''
+model='' data='' vocab='' engine=onednn dtype=fp32
+threads=$(nproc) batch_threads=1 callers=8 items=100
+calls=20 duration=30s keep='' score_rate=20 batch_tokens=0 short_tokens=0
+token_bytes=0
 while [ $# -gt 0 ]; do
   case $1 in
   -h | --help)
-    sed -n '2,25s/^# \{0,1\}//p' "$0"
+    sed -n '2,35s/^# \{0,1\}//p' "$0"
     exit 0
     ;;
   --model) model=$2 ;;
   --data) data=$2 ;;
   --vocab) vocab=$2 ;;
+  --engine) engine=$2 ;;
   --dtype) dtype=$2 ;;
+  --batch-threads) batch_threads=$2 ;;
   --threads) threads=$2 ;;
   --callers) callers=$2 ;;
   --items) items=$2 ;;
   --calls) calls=$2 ;;
+  --score-rate) score_rate=$2 ;;
+  --batch-tokens) batch_tokens=$2 ;;
+  --short-tokens) short_tokens=$2 ;;
+  --token-bytes) token_bytes=$2 ;;
   --duration) duration=$2 ;;
   --keep) keep=$2 ;;
   *)
@@ -79,8 +97,8 @@ say() { printf '%s\n' "$*" >&2; }
 
 say "pairs from $data"
 /usr/bin/python3 - "$data" "$work" "$calls" "$items" <<'PYTHON'
-"""Writes requests.jsonl, pairs.jsonl (the same pairs), rows.jsonl and
-vocab.txt."""
+"""Writes requests.jsonl, pairs.jsonl (the same pairs), scores.jsonl (some of
+them, one by one), rows.jsonl and vocab.txt."""
 import collections
 import gzip
 import json
@@ -130,6 +148,10 @@ for n in range(calls):
     pairs += [{"a": query, "b": title} for title in titles]
 write("requests.jsonl", map(json.dumps, requests))
 write("pairs.jsonl", map(json.dumps, pairs))
+# From all over the calls: other pairs than the Ranks of the moment hold.
+write("scores.jsonl", (json.dumps({"context": {"query": pair["a"]},
+                                   "items": [{"title": pair["b"]}]})
+                       for pair in pairs[::max(1, len(pairs) // 97)]))
 write("rows.jsonl", (json.dumps({"query": row["query"], "title": row["title"],
                                  "grade": n % 4})
                      for n, row in enumerate(found[:200])))
@@ -178,15 +200,15 @@ max_tokens=128
   --max-tokens $max_tokens >"$work/ids.jsonl"
 
 engine() {
-  "$bin/engine_bench" --model "$model" --ids "$work/ids.jsonl" --engine torch \
-    --dtype "$dtype" --threads "$threads" --rounds 2 >"$1"
+  "$bin/engine_bench" --model "$model" --ids "$work/ids.jsonl" \
+    --engine "$engine" --dtype "$dtype" --threads $((threads * batch_threads)) \
+    --batch-tokens 2048 --rounds 3 >"$1"
   cat "$1" >&2
 }
 
 say "engine alone, $dtype"
 engine "$work/engine1.json"
 
-say "served: $callers callers, $items items a call, $duration"
 rm -f "$work/ports"
 cat >"$work/server.textproto" <<CONFIG
 registry: "$registry"
@@ -194,7 +216,14 @@ models { name: "bench" }
 listen: "127.0.0.1:0"
 metrics_listen: "127.0.0.1:0"
 port_file: "$work/ports"
-engine { dtype: DTYPE_${dtype^^} inner_threads: $threads }
+engine {
+  kind: ENGINE_KIND_${engine^^} dtype: DTYPE_${dtype^^}
+  batch_threads: $batch_threads inner_threads: $threads
+}
+batcher {
+  max_batch_tokens: $batch_tokens short_call_tokens: $short_tokens
+}
+cache { token_bytes: $token_bytes }
 limits { max_items: 1000 default_deadline { seconds: 600 } }
 encoding {
   max_tokens: $max_tokens max_query_tokens: $((max_tokens / 2))
@@ -211,17 +240,52 @@ for ((tries = 0; ; tries++)); do
   fi
   sleep 0.1
 done
-"$bin/vitrine" bench --target "127.0.0.1:$(head -n 1 "$work/ports")" \
-  --method Rank --requests "$work/requests.jsonl" --callers "$callers" \
-  --warmup 3s --duration "$duration" --timeout 120s --json >"$work/served.json"
-cat "$work/served.json" >&2
-/usr/bin/python3 - "$(tail -n 1 "$work/ports")" >"$work/metrics" <<'PYTHON'
+# gRPC's, then that of /metrics.
+{ read -r port && read -r metrics_port; } <"$work/ports"
+
+load() { # OUT METHOD REQUESTS OPTION...: a run of `vitrine bench`
+  "$bin/vitrine" bench --target "127.0.0.1:$port" --method "$2" \
+    --requests "$work/$3" --timeout 120s --json "${@:4}" >"$work/$1"
+}
+metrics() {
+  /usr/bin/python3 - "$metrics_port" "$work/$1" <<'PYTHON'
 import sys
+import time
 import urllib.request
 
-print(urllib.request.urlopen("http://127.0.0.1:%s/metrics" % sys.argv[1],
-                             timeout=30).read().decode())
+with open(sys.argv[2], "w", encoding="utf-8") as out:
+    out.write(urllib.request.urlopen(
+        "http://127.0.0.1:%s/metrics" % sys.argv[1], timeout=30).read().decode())
+    out.write("scraped_seconds %f\n" % time.monotonic())
 PYTHON
+}
+
+say "Score of one item alone: $score_rate a second, $duration"
+load alone.json Score scores.jsonl --rate "$score_rate" --warmup 3s \
+  --duration "$duration"
+cat "$work/alone.json" >&2
+
+say "Rank: $callers callers, $items items a call, $duration"
+load served.json Rank requests.jsonl --callers "$callers" --warmup 3s \
+  --duration "$duration" &
+rank_pid=$!
+sleep 3
+metrics before
+sleep "$duration"
+metrics after
+wait "$rank_pid"
+cat "$work/served.json" >&2
+
+say "both at once"
+# The Ranks begin before the Scores and end after them.
+load beside.json Rank requests.jsonl --callers "$callers" --warmup 1s \
+  --duration "$((${duration%s} + 6))s" &
+rank_pid=$!
+sleep 2
+load loaded.json Score scores.jsonl --rate "$score_rate" --warmup 1s \
+  --duration "$duration"
+wait "$rank_pid"
+cat "$work/loaded.json" "$work/beside.json" >&2
 kill -TERM "$server_pid"
 wait "$server_pid"
 server_pid=
@@ -246,15 +310,19 @@ def rate(run):
 
 
 def total(name):
-    """The sum of a metric's series."""
-    with open("%s/metrics" % work) as lines:
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines
-                   if line.startswith(name + "{"))
+    """What a metric's series grew by, together, while the Ranks ran."""
+    def at(file):
+        with open("%s/%s" % (work, file)) as lines:
+            return sum(float(line.rsplit(" ", 1)[1]) for line in lines
+                       if line.split("{")[0].split(" ")[0] == name)
+    return at("after") - at("before")
 
 
 engines = [read("engine1.json"), read("engine2.json")]
 served = read("served.json")
 engine = max(map(rate, engines))
+alone, loaded, beside = map(read, ["alone.json", "loaded.json", "beside.json"])
+batch_seconds = total("vitrine_batch_seconds_sum")
 print(json.dumps({
     "dtype": dtype, "threads": int(threads),
     "pairs": engines[0]["sequences"],
@@ -268,6 +336,19 @@ print(json.dumps({
     "engine_runs": [round(rate(run), 1) for run in engines],
     "served_pairs_per_s": round(served["items_per_s"], 1),
     "ratio": round(served["items_per_s"] / engine, 4),
-    "failed": served["failed"], "latency_ms": served["latency_ms"],
-    "server_ms": served["server_ms"], "client_cores": served["client_cores"]}))
+    "batching": round(batch_seconds / total("scraped_seconds"), 4),
+    "batch_ms": round(
+        1e3 * batch_seconds / total("vitrine_batch_seconds_count"), 3),
+    "batch_tokens": round(total("vitrine_batch_tokens_sum") /
+                          total("vitrine_batch_tokens_count"), 1),
+    "token_cache_hits": total("vitrine_token_cache_hits_total"),
+    "token_cache_misses": total("vitrine_token_cache_misses_total"),
+    "failed": sum(run["failed"] for run in (served, alone, loaded, beside)),
+    "latency_ms": served["latency_ms"], "server_ms": served["server_ms"],
+    "client_cores": served["client_cores"],
+    "score_alone_ms": alone["latency_ms"],
+    "score_beside_ranks_ms": loaded["latency_ms"],
+    "score_p99_ratio": round(
+        loaded["latency_ms"]["p99"] / alone["latency_ms"]["p99"], 2),
+    "ranked_beside_scores_pairs_per_s": round(beside["items_per_s"], 1)}))
 PYTHON
