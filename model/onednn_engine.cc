@@ -13,7 +13,6 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
-#include <latch>
 #include <map>
 #include <mutex>
 #include <new>
@@ -654,10 +653,18 @@ void OneDnnEngine::Prepare(const Share& share, Rows* rows) const {
 absl::Status OneDnnEngine::RunApart(const Batch& batch,
                                     const std::vector<std::vector<int>>& shares,
                                     Outputs* outputs) const {
+  // Helpers take shares as this thread does. One that comes when all are taken,
+  // since another batch had it, is not waited for: it finds nothing to do and
+  // touches nothing of this call.
+  struct Work {
+    std::atomic<int> next{0};
+    std::atomic<int> done{0};
+  };
+  const auto work = std::make_shared<Work>();
+  const int count = static_cast<int>(shares.size());
   std::vector<absl::Status> results(shares.size());
-  std::atomic<size_t> next = 0;
-  const auto work = [&] {
-    for (size_t i; (i = next++) < shares.size();) {
+  const auto run = [this, work, count, &batch, &shares, &results, outputs] {
+    for (int i; (i = work->next++) < count;) {
       results[i] = OutOfMemoryIsAnError([&]() -> absl::Status {
         const WorkspaceLoan loan(this);
         const Share share = MakeShare(batch, shares[i], outputs);
@@ -665,21 +672,19 @@ absl::Status OneDnnEngine::RunApart(const Batch& batch,
         return RunRows(share, 0, share.tokens, &loan->rows, &loan->scratch,
                        nullptr);
       });
+      work->done.fetch_add(1, std::memory_order_release);
+      work->done.notify_one();
     }
   };
-  const int helpers = shares.size() > 1 && started_.load() ? threads_ - 1 : 0;
-  std::latch done(helpers);
+  const int helpers = started_.load() ? std::min(threads_, count) - 1 : 0;
   for (int t = 0; t < helpers; ++t) {
     // Where the pool is full, the others do its share.
-    if (!pool_->Post([&] {
-          work();
-          done.count_down();
-        })) {
-      done.count_down();
-    }
+    static_cast<void>(pool_->Post(run));
   }
-  work();
-  done.wait();
+  run();
+  for (int done = work->done.load(std::memory_order_acquire); done < count;) {
+    done = AwaitChange(work->done, done);
+  }
   for (const absl::Status& status : results) RETURN_IF_ERROR(status);
   return absl::OkStatus();
 }

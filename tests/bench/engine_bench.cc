@@ -31,7 +31,8 @@ namespace vitrine {
 namespace {
 
 struct Options {
-  std::string model, ids, engine = "torch", dtype = "fp32", logits;
+  std::string model, ids, engine = "torch", device = "auto", dtype = "fp32";
+  std::string logits;
   int batch = 32;
   int batch_tokens = 0;  // 0: by `batch`
   int threads = static_cast<int>(std::thread::hardware_concurrency());
@@ -95,6 +96,9 @@ absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const Options& options) {
   EngineOptions wanted;
   wanted.kind = options.engine == "onednn" ? internal::ENGINE_KIND_ONEDNN
                                            : internal::ENGINE_KIND_TORCH;
+  wanted.device = options.device == "cpu"    ? internal::DEVICE_CPU
+                  : options.device == "cuda" ? internal::DEVICE_CUDA
+                                             : internal::DEVICE_AUTO;
   wanted.dtype = options.dtype == "auto"   ? internal::DTYPE_AUTO
                  : options.dtype == "fp32" ? internal::DTYPE_FP32
                  : options.dtype == "bf16" ? internal::DTYPE_BF16
@@ -215,6 +219,7 @@ absl::Status Bench(const Options& options) {
   };
   nlohmann::ordered_json out;
   out["engine"] = absl::StrCat(engine->name(), " ", engine->dtype());
+  out["device"] = engine->device();
   out["model"] = options.model;
   out["sequences"] = sequences.size();
   out["tokens"] = tokens;
@@ -250,6 +255,9 @@ int main(int argc, char** argv) {
   app.add_option("--ids", options.ids, "IDS.jsonl")->required();
   app.add_option("--engine", options.engine, "Engine")
       ->check(CLI::IsMember({"torch", "onednn"}))
+      ->capture_default_str();
+  app.add_option("--device", options.device, "CUDA where there is any: auto")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
   app.add_option("--dtype", options.dtype, "Arithmetic of the encoder")
       ->check(CLI::IsMember({"auto", "fp32", "bf16", "fp16", "int8"}))

@@ -10,6 +10,11 @@
 #include "base/status_macros.h"
 #include "nlohmann/json.hpp"
 
+// With NumPy.
+#ifndef VITRINE_PYTHON
+#define VITRINE_PYTHON "/usr/bin/python3"
+#endif
+
 namespace vitrine::testing {
 
 std::vector<Encoding> RandomSequences(const EncoderConfig& config,
@@ -42,10 +47,10 @@ absl::StatusOr<std::vector<ReferenceOutput>> RunReference(
   const std::string ids_path = absl::StrCat(folder, ".ids.jsonl");
   RETURN_IF_ERROR(WriteFile(ids_path, lines));
   // One thread: NumPy's would spin while they wait for cores that are busy.
-  const std::string command = absl::StrCat(
-      "OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 /usr/bin/python3 '",
-      VITRINE_SOURCE_DIR, "/tests/data/reference_bert.py' '", folder, "' '",
-      ids_path, "'");
+  const std::string command =
+      absl::StrCat("OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 " VITRINE_PYTHON
+                   " '" VITRINE_SOURCE_DIR "/tests/data/reference_bert.py' '",
+                   folder, "' '", ids_path, "'");
   FILE* pipe = popen(command.c_str(), "r");
   if (pipe == nullptr) return absl::InternalError("popen failed");
   std::string text;
