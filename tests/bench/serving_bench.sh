@@ -254,8 +254,9 @@ import time
 import urllib.request
 
 with open(sys.argv[2], "w", encoding="utf-8") as out:
-    out.write(urllib.request.urlopen(
-        "http://127.0.0.1:%s/metrics" % sys.argv[1], timeout=30).read().decode())
+    answer = urllib.request.urlopen(
+        "http://127.0.0.1:%s/metrics" % sys.argv[1], timeout=30)
+    out.write(answer.read().decode())
     out.write("scraped_seconds %f\n" % time.monotonic())
 PYTHON
 }
