@@ -28,7 +28,8 @@ RUN cmake --preset release \
     && cmake --build build/release \
        --target vitrine-server vitrine-trainer vitrine \
     && strip build/release/bin/vitrine-server \
-       build/release/bin/vitrine-trainer build/release/bin/vitrine
+       build/release/bin/vitrine-trainer \
+       build/release/bin/vitrine-train-pieces build/release/bin/vitrine
 
 FROM debian:bookworm-slim AS runtime
 COPY deploy/apt-runtime-packages.txt /tmp/packages.txt
@@ -46,7 +47,8 @@ WORKDIR /var/lib/vitrine
 VOLUME /var/lib/vitrine/models
 
 FROM runtime AS trainer
-COPY --from=build /src/build/release/bin/vitrine-trainer /opt/vitrine/bin/
+COPY --from=build /src/build/release/bin/vitrine-trainer \
+     /src/build/release/bin/vitrine-train-pieces /opt/vitrine/bin/
 ENTRYPOINT ["vitrine-trainer"]
 CMD ["--help"]
 

@@ -10,6 +10,7 @@
 #include "model/cpu_kernels.h"
 #include "model/dropout.h"
 #include "model/length_buckets.h"
+#include "model/packed_attention.h"
 #include "model/to_tensor.h"
 
 namespace vitrine {
@@ -234,7 +235,9 @@ void Bert::PrepareForInference(const at::Device& device, at::ScalarType dtype) {
 }
 
 at::Tensor Bert::Attention(const Layer& layer, const at::Tensor& x,
-                           const AttentionPlan& plan, Dropout* dropout) const {
+                           const AttentionPlan& plan,
+                           const std::vector<int32_t>& offsets,
+                           Dropout* dropout) const {
   const int64_t hidden = config_.hidden_size;
   const int64_t heads = config_.num_heads;
   const int64_t size = hidden / heads;
@@ -244,10 +247,14 @@ at::Tensor Bert::Attention(const Layer& layer, const at::Tensor& x,
       layer.query_key_value.weight.defined()
           ? at::linear(x, layer.query_key_value.weight,
                        layer.query_key_value.bias)
-          : at::cat({at::linear(x, layer.query.weight, layer.query.bias),
-                     at::linear(x, layer.key.weight, layer.key.bias),
-                     at::linear(x, layer.value.weight, layer.value.bias)},
-                    1);
+          : at::linear(
+                x,
+                at::cat(
+                    {layer.query.weight, layer.key.weight, layer.value.weight}),
+                at::cat({layer.query.bias, layer.key.bias, layer.value.bias}));
+  if (plan.buckets.empty()) {
+    return PackedAttention(projected, offsets, heads);
+  }
 
   std::vector<at::Tensor> parts;
   int64_t begin = 0;
@@ -299,13 +306,17 @@ at::Tensor Bert::Forward(const PackedInput& input, Dropout* dropout) const {
     return dropout != nullptr ? dropout->Apply(x, config_.hidden_dropout) : x;
   };
 
-  const AttentionPlan plan = MakePlan(input.offsets, input.ids.device());
+  // Fused on the CPU, where that does not have to drop weights.
+  const bool fused = input.ids.is_cpu() &&
+                     (dropout == nullptr || config_.attention_dropout <= 0);
+  const AttentionPlan plan =
+      fused ? AttentionPlan() : MakePlan(input.offsets, input.ids.device());
   at::Tensor x = at::embedding(word_embeddings_, input.ids) +
                  at::embedding(position_embeddings_, input.positions) +
                  at::embedding(segment_embeddings_, input.segments);
   x = drop(norm(embeddings_norm_, x));
   for (const Layer& layer : layers_) {
-    at::Tensor y = Attention(layer, x, plan, dropout);
+    at::Tensor y = Attention(layer, x, plan, input.offsets, dropout);
     x = norm(layer.attention_norm, x + drop(linear(layer.attention_output, y)));
     y = Activate(config_.hidden_act, linear(layer.intermediate, x));
     x = norm(layer.output_norm, x + drop(linear(layer.output, y)));

@@ -81,7 +81,9 @@ class Bert {
   template <typename F>
   void Visit(F f);
   at::Tensor Attention(const Layer& layer, const at::Tensor& x,
-                       const AttentionPlan& plan, Dropout* dropout) const;
+                       const AttentionPlan& plan,
+                       const std::vector<int32_t>& offsets,
+                       Dropout* dropout) const;
   // T: what the products are in.
   template <typename T>
   at::Tensor ForwardOnCpu(const PackedInput& input) const;

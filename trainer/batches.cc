@@ -79,4 +79,14 @@ std::vector<TrainingBatch> MakeGroupedBatches(int task,
   return batches;
 }
 
+void PadTokens(int32_t pad_id, int64_t longest, Batch* batch) {
+  while (batch->tokens() % kTokenGrain != 0) {
+    const int64_t length =
+        std::min(kTokenGrain - batch->tokens() % kTokenGrain, longest);
+    batch->Add({std::vector<int32_t>(length, pad_id),
+                std::vector<int32_t>(length), false},
+               HeadMask{1});
+  }
+}
+
 }  // namespace vitrine

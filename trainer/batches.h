@@ -6,6 +6,8 @@
 #include <random>
 #include <vector>
 
+#include "model/batch.h"
+
 namespace vitrine {
 
 // Examples of one task that make one step.
@@ -30,6 +32,12 @@ std::vector<TrainingBatch> MakeGroupedBatches(int task,
                                               const std::vector<int>& groups,
                                               int batch_size, int batch_tokens,
                                               std::mt19937_64* random);
+
+// Adds sequences of `pad_id`, none longer than `longest`, until the tokens are
+// a multiple of kTokenGrain: oneDNN makes code for every new shape of a
+// product. They count for nothing, and come last.
+inline constexpr int64_t kTokenGrain = 256;
+void PadTokens(int32_t pad_id, int64_t longest, Batch* batch);
 
 // Fisher-Yates on the engine's own bits: the standard library's shuffle may
 // differ between implementations.

@@ -13,6 +13,7 @@ namespace vitrine {
 using CommandFunction = std::function<absl::Status()>;
 
 void AddInitCommand(CLI::App* app, CommandFunction* run);
+void AddPretrainCommand(CLI::App* app, CommandFunction* run);
 void AddImportCommand(CLI::App* app, CommandFunction* run);
 void AddFitCommand(CLI::App* app, CommandFunction* run);
 void AddQuantizeCommand(CLI::App* app, CommandFunction* run);

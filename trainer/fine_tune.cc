@@ -10,7 +10,6 @@
 #include <limits>
 #include <random>
 #include <sstream>
-#include <thread>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -21,7 +20,6 @@
 #include "base/status_macros.h"
 #include "base/textproto.h"
 #include "model/load_tokenizer.h"
-#include "model/math_libraries.h"
 #include "trainer/batches.h"
 #include "trainer/incumbent.h"
 #include "trainer/network.h"
@@ -29,6 +27,7 @@
 #include "trainer/serving_check.h"
 #include "trainer/source_model.h"
 #include "trainer/tensorboard_writer.h"
+#include "trainer/threads.h"
 #include "trainer/training_state.h"
 #include "trainer/version_writer.h"
 
@@ -56,11 +55,6 @@ internal::EncodingOptions Merge(internal::EncodingOptions base,
   return base;
 }
 
-bool IsDecayed(absl::string_view name) {
-  return !absl::EndsWith(name, ".bias") &&
-         !absl::StrContains(name, "LayerNorm");
-}
-
 // The layer of an encoder tensor from 0; -1 for the embeddings.
 int LayerOf(absl::string_view name) {
   constexpr absl::string_view kPrefix = "encoder.layer.";
@@ -71,25 +65,9 @@ int LayerOf(absl::string_view name) {
   return layer;
 }
 
-// Shares `threads` (0: the processors) out among workers and the operations of
-// each; returns the number of workers.
-int SetThreads(int threads, bool bf16) {
-  // More workers than this would mostly add up each other's gradients.
-  constexpr int kMaxWorkers = 8;
-  if (threads == 0) {
-    threads =
-        static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  }
-  // Every batch has shapes of its own: to keep the code of all their products
-  // would fill the memory.
-  constexpr int kMaxProducts = 256;
-  // With fewer than all kept, one thread has to do all bf16 products (see
-  // math_libraries.h), so that operations are shared out instead.
-  const int workers = bf16 ? 1 : std::min(threads, kMaxWorkers);
-  at::set_num_threads(std::max(1, threads / workers));
-  SetUpMathLibraries(kMaxProducts);
-  return workers;
-}
+// Every batch has shapes of its own: to keep the code of all their products
+// would fill the memory.
+constexpr int kMaxProducts = 256;
 
 class Run {
  public:
@@ -222,8 +200,8 @@ absl::Status Run::Load() {
     source_->checkpoint.config.hidden_dropout = options_.dropout;
     source_->checkpoint.config.attention_dropout = options_.dropout;
   }
-  workers_ =
-      std::make_unique<Workers>(SetThreads(options_.threads, report_.bf16));
+  workers_ = std::make_unique<Workers>(
+      SetUpThreads(options_.threads, report_.bf16, kMaxProducts));
   ASSIGN_OR_RETURN(network_,
                    Network::Create(source_->checkpoint, source_->heads(),
                                    report_.bf16, workers_.get()));
@@ -939,20 +917,6 @@ absl::StatusOr<FineTuneReport> Run::Go() {
 }
 
 }  // namespace
-
-double RateFactor(Schedule schedule, double warmup, int64_t step,
-                  int64_t steps) {
-  const double warm = warmup * static_cast<double>(steps);
-  const double at = static_cast<double>(step);
-  if (at + 1 < warm) return (at + 1) / warm;
-  if (schedule == Schedule::kConstant) return 1;
-  const double left =
-      std::clamp((static_cast<double>(steps) - at) /
-                     std::max(1.0, static_cast<double>(steps) - warm),
-                 0.0, 1.0);
-  if (schedule == Schedule::kLinear) return left;
-  return 0.5 * (1 - std::cos(left * 3.14159265358979323846));
-}
 
 absl::StatusOr<FineTuneReport> FineTune(const FineTuneOptions& options,
                                         FineTuneListener* listener,

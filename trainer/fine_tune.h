@@ -13,13 +13,12 @@
 #include "absl/status/statusor.h"
 #include "trainer/evaluation_report.h"
 #include "trainer/fit_task.h"
+#include "trainer/schedule.h"
 #include "trainer/task.h"
 #include "vitrine/internal/manifest.pb.h"
 #include "vitrine/v1/admin.pb.h"
 
 namespace vitrine {
-
-enum class Schedule { kConstant, kLinear, kCosine };
 
 struct FineTuneOptions {
   std::string from;      // folder, MODEL/NUMBER or MODEL
@@ -126,10 +125,5 @@ absl::StatusOr<FineTuneReport> FineTune(const FineTuneOptions& options,
 
 // Every problem of the options by themselves, one a line.
 absl::Status CheckOptions(const FineTuneOptions& options);
-
-// The learning rate's factor at `step` (from 0) of `steps`: up to 1 over the
-// warm-up, then by the schedule, down to 0 but for kConstant.
-double RateFactor(Schedule schedule, double warmup, int64_t step,
-                  int64_t steps);
 
 }  // namespace vitrine

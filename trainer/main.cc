@@ -33,6 +33,7 @@ int main(int argc, char** argv) {
       "interrupted.");
   vitrine::CommandFunction run;
   vitrine::AddInitCommand(&app, &run);
+  vitrine::AddPretrainCommand(&app, &run);
   vitrine::AddImportCommand(&app, &run);
   vitrine::AddFitCommand(&app, &run);
   vitrine::AddQuantizeCommand(&app, &run);

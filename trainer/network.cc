@@ -1,7 +1,6 @@
 #include "trainer/network.h"
 
 #include <ATen/ATen.h>
-#include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
@@ -15,48 +14,15 @@
 #include "base/status_macros.h"
 #include "model/bert.h"
 #include "model/task_head.h"
+#include "trainer/autocast.h"
+#include "trainer/batches.h"
+#include "trainer/named_tensors.h"
 
 namespace vitrine {
 namespace {
 
 // Tokens in one batch of inference: enough to fill the matrix products.
 constexpr int kInferTokens = 4096;
-
-// Products in bf16 while it lives.
-class Autocast {
- public:
-  explicit Autocast(bool on) : on_(on) {
-    if (!on_) return;
-    at::autocast::set_autocast_cpu_dtype(at::kBFloat16);
-    at::autocast::set_cpu_enabled(true);
-    // The cache of casts is one for all threads, and workers must not share a
-    // graph; within a pass each weight is used once anyway.
-    at::autocast::set_autocast_cache_enabled(false);
-  }
-  ~Autocast() {
-    if (!on_) return;
-    at::autocast::set_autocast_cache_enabled(true);
-    at::autocast::set_cpu_enabled(false);
-  }
-  Autocast(const Autocast&) = delete;
-  Autocast& operator=(const Autocast&) = delete;
-
- private:
-  const bool on_;
-};
-
-NamedTensor ToNamed(const std::string& name, const at::Tensor& tensor,
-                    TensorType type) {
-  const at::Tensor values =
-      tensor.detach().to(at::kCPU, at::kFloat).contiguous();
-  NamedTensor out;
-  out.name = name;
-  out.type = type;
-  out.shape = values.sizes().vec();
-  out.values.assign(values.data_ptr<float>(),
-                    values.data_ptr<float>() + values.numel());
-  return out;
-}
 
 // Bounds of at most `shares` runs of sequences with about as many tokens each.
 std::vector<size_t> SplitByTokens(absl::Span<const Encoding* const> sequences,
@@ -192,6 +158,7 @@ at::Tensor Network::Run(int h, absl::Span<const Encoding* const> sequences,
   for (const Encoding* const sequence : sequences) {
     batch.Add(*sequence, HeadMask{1});
   }
+  if (longest_padding_ > 0) PadTokens(pad_id_, longest_padding_, &batch);
   const PackedInput input = ToPackedInput(batch, config(), at::kCPU);
   const Autocast autocast(bf16_);
   // UNSPECIFIED means the first token's for heads.
@@ -199,7 +166,8 @@ at::Tensor Network::Run(int h, absl::Span<const Encoding* const> sequences,
       heads_[h].pooling() == internal::POOLING_MEAN ? internal::POOLING_MEAN
                                                     : internal::POOLING_CLS;
   const at::Tensor pooled =
-      Pool(bert_->Forward(input, dropout), input.offsets, pooling);
+      Pool(bert_->Forward(input, dropout), input.offsets, pooling)
+          .narrow(0, 0, static_cast<int64_t>(sequences.size()));
   return weights_[h]
       ->Forward(pooled, dropout, config().hidden_dropout)
       .to(at::kFloat);
@@ -312,6 +280,12 @@ bool Bf16Pays(const EncoderConfig& config) {
   const absl::StatusOr<std::string> info = ReadFile("/proc/cpuinfo");
   return config.hidden_size >= kNarrowest && info.ok() &&
          absl::StrContains(*info, " amx_bf16");
+}
+
+bool ProcessorHasBf16() {
+  const absl::StatusOr<std::string> info = ReadFile("/proc/cpuinfo");
+  return info.ok() && (absl::StrContains(*info, " amx_bf16") ||
+                       absl::StrContains(*info, " avx512_bf16"));
 }
 
 }  // namespace vitrine

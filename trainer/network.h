@@ -69,6 +69,12 @@ class Network : public Inference {
   // ForwardBackward depends on.
   std::vector<Dropout>& dropout() { return dropout_; }
 
+  // From now on every batch is filled up as PadTokens says.
+  void PadBatches(int32_t pad_id, int longest) {
+    pad_id_ = pad_id;
+    longest_padding_ = longest;
+  }
+
   // The loss of head `h`'s raw outputs, (sequences, width) fp32, as a scalar.
   using LossFunction = std::function<at::Tensor(const at::Tensor& outputs)>;
 
@@ -94,6 +100,8 @@ class Network : public Inference {
                  Dropout* dropout) const;
 
   bool bf16_ = false;
+  int32_t pad_id_ = 0;
+  int longest_padding_ = 0;  // 0: no padding
   Workers* workers_ = nullptr;
   std::vector<at::Tensor> parameters_;
   std::vector<Dropout> dropout_;  // of each worker
@@ -104,5 +112,8 @@ class Network : public Inference {
 
 // Whether bf16 products are a gain for such an encoder on this processor (AMX).
 bool Bf16Pays(const EncoderConfig& config);
+
+// Whether this processor multiplies bf16 itself, with AMX or without.
+bool ProcessorHasBf16();
 
 }  // namespace vitrine

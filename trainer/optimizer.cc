@@ -6,6 +6,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "absl/strings/match.h"
+
 namespace vitrine {
 namespace {
 
@@ -70,13 +72,16 @@ std::vector<absl::Span<float>> SpansOf(std::vector<Slot>* slots,
 
 class AdamW : public Optimizer {
  public:
-  AdamW(const std::vector<ParameterGroup>& groups, Workers* workers)
-      : workers_(workers), slots_(MakeSlots(groups, /*two=*/true)) {}
+  AdamW(const std::vector<ParameterGroup>& groups, Workers* workers,
+        double beta2)
+      : beta2_(static_cast<float>(beta2)),
+        workers_(workers),
+        slots_(MakeSlots(groups, /*two=*/true)) {}
 
   void Step(double rate_factor, double gradient_scale) override {
     ++steps_;
     const float correct1 = static_cast<float>(1 - std::pow(kBeta1, steps_));
-    const float correct2 = static_cast<float>(1 - std::pow(kBeta2, steps_));
+    const float correct2 = static_cast<float>(1 - std::pow(beta2_, steps_));
     const auto scale = static_cast<float>(gradient_scale);
     ForEachSlot(
         &slots_, workers_,
@@ -92,7 +97,7 @@ class AdamW : public Optimizer {
           for (int64_t i = begin; i < end; ++i) {
             const float gradient = g[i] * scale;
             m[i] = kBeta1 * m[i] + (1 - kBeta1) * gradient;
-            v[i] = kBeta2 * v[i] + (1 - kBeta2) * gradient * gradient;
+            v[i] = beta2_ * v[i] + (1 - beta2_) * gradient * gradient;
             p[i] =
                 keep * p[i] - step * m[i] / (std::sqrt(v[i]) * root + kEpsilon);
           }
@@ -105,9 +110,9 @@ class AdamW : public Optimizer {
 
  private:
   static constexpr float kBeta1 = 0.9f;
-  static constexpr float kBeta2 = 0.999f;
   static constexpr float kEpsilon = 1e-8f;
 
+  const float beta2_;
   Workers* const workers_;
   std::vector<Slot> slots_;
   int64_t steps_ = 0;
@@ -147,13 +152,19 @@ class Sgd : public Optimizer {
 }  // namespace
 
 std::unique_ptr<Optimizer> NewAdamW(std::vector<ParameterGroup> groups,
-                                    Workers* workers) {
-  return std::make_unique<AdamW>(groups, workers);
+                                    Workers* workers, double beta2) {
+  return std::make_unique<AdamW>(groups, workers, beta2);
 }
 
 std::unique_ptr<Optimizer> NewSgd(std::vector<ParameterGroup> groups,
                                   Workers* workers) {
   return std::make_unique<Sgd>(groups, workers);
+}
+
+bool IsDecayed(absl::string_view name) {
+  return !absl::EndsWith(name, ".bias") &&
+         !absl::StrContains(name, "LayerNorm") &&
+         !absl::StrContains(name, "layer_norm");
 }
 
 double GradientNorm(const std::vector<at::Tensor>& tensors, Workers* workers) {

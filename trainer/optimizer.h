@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "trainer/workers.h"
 
@@ -42,14 +43,18 @@ class Optimizer {
   virtual State GetState() = 0;
 };
 
-// Loshchilov and Hutter, 2019; betas 0.9 and 0.999, epsilon 1e-8.
+// Loshchilov and Hutter, 2019; beta1 0.9, epsilon 1e-8.
 // `workers` outlives the optimizer.
 std::unique_ptr<Optimizer> NewAdamW(std::vector<ParameterGroup> groups,
-                                    Workers* workers);
+                                    Workers* workers, double beta2 = 0.999);
 
 // With momentum 0.9.
 std::unique_ptr<Optimizer> NewSgd(std::vector<ParameterGroup> groups,
                                   Workers* workers);
+
+// Whether weight decay is for a tensor of that name: not for biases and
+// LayerNorm.
+bool IsDecayed(absl::string_view name);
 
 // The L2 norm of all gradients together.
 double GradientNorm(const std::vector<at::Tensor>& tensors, Workers* workers);

@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
+#include "model/load_tokenizer.h"
 #include "nlohmann/json.hpp"
 #include "store/model_registry.h"
 #include "tests/testing/tiny_model.h"
@@ -55,7 +56,8 @@ class CliTest : public ::testing::Test {
 
 TEST_F(CliTest, HelpTeachesAndWrongUsageExitsWithTwo) {
   EXPECT_THAT(Call("--help").out, HasSubstr("Examples:"));
-  for (const char* const command : {"init", "import", "fit", "quantize"}) {
+  for (const char* const command :
+       {"init", "import", "fit", "pretrain", "quantize"}) {
     const Result help = Call(absl::StrCat(command, " --help"));
     EXPECT_EQ(help.exit_code, 0);
     EXPECT_THAT(help.out, HasSubstr("Example"));
@@ -185,6 +187,55 @@ TEST_F(CliTest, TaskGroupsTakeTheOptionsThatFollow) {
                    shop_.relevance()));
   EXPECT_EQ(missing.exit_code, 1);
   EXPECT_THAT(missing.err, HasSubstr("has no --data"));
+}
+
+TEST_F(CliTest, PretrainLearnsItsOwnPiecesTheSameWayEveryTime) {
+  const auto arguments = [this](const char* out) {
+    return absl::StrCat(
+        "pretrain --text ", shop_.items(), " --fields title,categories --text ",
+        shop_.texts(), " --fields text --pieces 320 --layers 1 --hidden 32",
+        " --max-tokens 32 --batch-tokens 512 --share-tokens 256",
+        " --held-out-share 0.2 --threads 2 --checkpoint ",
+        shop_.File("checkpoints"), " --out ", shop_.File(out));
+  };
+  const Result one = Call(arguments("one"));
+  ASSERT_EQ(one.exit_code, 0) << one.err;
+  EXPECT_THAT(one.out, HasSubstr("perplexity"));
+  EXPECT_THAT(one.err, HasSubstr("280 documents"));
+  EXPECT_FALSE(PathExists(shop_.File("checkpoints")));
+  const Result two = Call(arguments("two"));
+  ASSERT_EQ(two.exit_code, 0) << two.err;
+  for (const char* const file : {"spiece.model", "model.safetensors"}) {
+    EXPECT_TRUE(*ReadFile(shop_.File("one/") + file) ==
+                *ReadFile(shop_.File("two/") + file))
+        << file;
+  }
+
+  const auto tokenizer = LoadTokenizer(shop_.File("one"));
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_EQ((*tokenizer)->kind(), "sentencepiece");
+  EXPECT_LE((*tokenizer)->vocab_size(), 320);
+  const SpecialTokens& special = (*tokenizer)->special();
+  EXPECT_EQ((*tokenizer)->Piece(special.mask), "[MASK]");
+  const auto pieces = [&](const char* text) {
+    std::string joined;
+    for (const int32_t id : (*tokenizer)->Tokenize(text, 100).ids) {
+      EXPECT_NE(id, special.unk) << text;
+      joined += (*tokenizer)->Piece(id);
+    }
+    return joined;
+  };
+  EXPECT_EQ(pieces("RED Sofa"), "▁red▁sofa");
+  EXPECT_EQ(pieces("\xE6\xB2\x99"), "▁<0xE6><0xB2><0x99>");  // by its bytes
+
+  EXPECT_THAT(Call(arguments("one")).err, HasSubstr("not empty"));
+  const Result field =
+      Call(absl::StrCat("pretrain --text ", shop_.items(),
+                        " --fields body --out ", shop_.File("three")));
+  EXPECT_EQ(field.exit_code, 1);
+  EXPECT_THAT(field.err, HasSubstr("items.jsonl:1: \"body\": missing"));
+  EXPECT_FALSE(PathExists(shop_.File("three")));
+  EXPECT_EQ(Call("pretrain --text nothing --out x").exit_code, 2);
 }
 
 TEST_F(CliTest, InterruptStopsWithoutPublishing) {
