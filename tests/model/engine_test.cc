@@ -80,7 +80,8 @@ const std::vector<std::vector<int>> kLengths = {
     {2, 3},
     {31, 31, 31, 31},
     {128, 1, 511, 31, 2, 3, 30, 16, 17, 64}};
-const std::vector<std::vector<int>> kFewLengths = {{512}, {1, 128, 3, 31, 2}};
+const std::vector<std::vector<int>> kFewLengths = {{512},
+                                                   {1, 128, 3, 511, 31, 2}};
 
 const Case kCases[] = {
     {"small", "bert", 2, 128, 2, 512, 1000, 1, "gelu", TensorType::kF32, 0.1f,
