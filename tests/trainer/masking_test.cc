@@ -57,6 +57,7 @@ class Pieces : public Tokenizer {
     return static_cast<int32_t>(pieces_.size());
   }
   std::string_view kind() const override { return "sentencepiece"; }
+  std::string_view digest() const override { return "pieces"; }
   std::string Piece(int32_t id) const override { return pieces_[id]; }
 
  private:
