@@ -279,6 +279,7 @@ TEST_F(JudgedFitTest, AllKindsAreJudged) {
   ASSERT_TRUE(first.ok()) << first.status();
   options.from = "shop/1";
   options.gate = GateOf("");
+  options.epochs = 6;
   options.publish = false;
   const auto report = Fit(options);
   ASSERT_TRUE(report.ok()) << report.status();
