@@ -230,6 +230,8 @@ TEST_F(ServerTest, SendsRetryInfoWhenTheQueueIsFull) {
       v1::RankResponse response;
       EXPECT_TRUE(Rank(RankOf("q", {"sofa lamp"}), &response).ok());
     });
+    // The queue has no room for both: the first must have left it.
+    engine_->WaitForBatches(1);
   }
   // One runs, one waits.
   while (server_->metrics().batcher().queue_calls->Value() < 1) {
