@@ -73,9 +73,12 @@ class LifecycleTest(harness.TestCase):
             server.signal()
             self.assertEqual(server.wait(), 0)
         self.assertEqual(set(load.results), {2})
+        # CANCELLED is gRPC's own answer to a call that came in after its
+        # server began to shut down, before the caller had heard of it.
         for error in load.errors:
-            self.assertEqual(error.code(), grpc.StatusCode.UNAVAILABLE,
-                             error.details())
+            self.assertIn(error.code(), (grpc.StatusCode.UNAVAILABLE,
+                                         grpc.StatusCode.CANCELLED),
+                          error.details())
 
     def test_health_turns_before_the_drain(self):
         server = self.serve_slow()
