@@ -12,6 +12,7 @@
 #include "trainer/commands.h"
 #include "trainer/fine_tune.h"
 #include "trainer/progress.h"
+#include "trainer/recipe_file.h"
 #include "trainer/stop_signal.h"
 #include "trainer/task_flags.h"
 #include "trainer/training_state.h"
@@ -64,6 +65,7 @@ struct FitFlags {
       max_brand_tokens = 0, max_categories_tokens = 0,
       max_attributes_tokens = 0, max_description_tokens = 0,
       max_history_item_tokens = 0;
+  std::string recipe;
   std::string gate;
   bool dry_run = false;
   bool json = false;
@@ -102,8 +104,8 @@ void Resolve(const CLI::App& command, FitFlags* flags) {
   encoding.set_max_description_tokens(flags->max_description_tokens);
   encoding.set_max_history_item_tokens(flags->max_history_item_tokens);
   // How a run is watched and kept is no part of what it makes.
-  options.recipe =
-      RecipeOf(command, {"--json", "--checkpoint", "--tensorboard"});
+  options.recipe = RecipeOf(
+      command, {"--recipe", "--json", "--checkpoint", "--tensorboard"});
 }
 
 absl::Status Fit(FitFlags flags) {
@@ -245,6 +247,8 @@ void AddFitCommand(CLI::App* app, CommandFunction* run) {
       ->required();
   command->add_option("--out", o->registry, "Registry")->required();
   command->add_option("--model", o->model, "Name in the registry")->required();
+  command->add_option("--recipe", flags->recipe, kRecipeHelp)
+      ->check(CLI::ExistingFile);
   command->add_option("--items", o->items, "Items that rows name by id")
       ->check(CLI::ExistingFile);
   command

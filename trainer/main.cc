@@ -2,9 +2,13 @@
 
 #include <cstdio>
 #include <exception>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "base/openmp.h"
 #include "trainer/commands.h"
+#include "trainer/recipe_file.h"
 
 int main(int argc, char** argv) {
   vitrine::LimitOpenMpSpinning(argv);
@@ -38,8 +42,17 @@ int main(int argc, char** argv) {
   vitrine::AddFitCommand(&app, &run);
   vitrine::AddQuantizeCommand(&app, &run);
   vitrine::AddWorkCommand(&app, &run);
+  auto arguments = vitrine::WithRecipe({argv, argv + argc});
+  if (!arguments.ok()) {
+    std::fprintf(stderr, "vitrine-trainer: %s\n",
+                 std::string(arguments.status().message()).c_str());
+    return 2;
+  }
   try {
-    app.parse(argc, argv);
+    // CLI11 takes them from the back.
+    std::vector<std::string> reversed(arguments->rbegin(),
+                                      arguments->rend() - 1);
+    app.parse(std::move(reversed));
   } catch (const CLI::ParseError& e) {
     return app.exit(e) == 0 ? 0 : 2;
   }

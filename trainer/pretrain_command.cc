@@ -11,6 +11,7 @@
 #include "trainer/pretrain.h"
 #include "trainer/pretrain_progress.h"
 #include "trainer/progress.h"
+#include "trainer/recipe_file.h"
 #include "trainer/stop_signal.h"
 #include "trainer/training_state.h"
 
@@ -52,6 +53,7 @@ struct PretrainFlags {
   std::string schedule = "cosine";
   std::string bf16 = "auto";
   std::string save_dtype = "f32";
+  std::string recipe;
 };
 
 // --fields belong to the files of JSON lines before them that have none yet.
@@ -204,6 +206,8 @@ void AddPretrainCommand(CLI::App* app, CommandFunction* run) {
                    "missing)")
       ->allow_extra_args(false);
   command->add_option("--out", o->out, "Folder to make")->required();
+  command->add_option("--recipe", flags->recipe, kRecipeHelp)
+      ->check(CLI::ExistingFile);
   command
       ->add_option("--from", o->from,
                    "A Hugging Face folder or a version to go on from")

@@ -70,6 +70,39 @@ TEST_F(CliTest, HelpTeachesAndWrongUsageExitsWithTwo) {
   EXPECT_THAT(freeze.err, HasSubstr("half"));
 }
 
+TEST_F(CliTest, ARecipeGivesOptionsThatTheCommandLineDoesNotGive) {
+  const std::string recipe = shop_.File("recipe.toml");
+  ASSERT_TRUE(WriteFile(recipe,
+                        "# as in the docs\nlearning-rate = 2e-3\n"
+                        "epochs = 9\nmax-description-tokens = -1\n")
+                  .ok());
+  const std::string fit = absl::StrCat(
+      "fit --recipe ", recipe, " --from ", shop_.encoder(), " --items ",
+      shop_.items(), " --task relevance --data ", shop_.relevance(),
+      " --threads 1 --out ", shop_.registry(), " --model shop --epochs 1");
+  const Result done = Call(fit);
+  ASSERT_EQ(done.exit_code, 0) << done.err;
+  EXPECT_THAT(done.out, HasSubstr("1 epochs"));
+  const auto manifest = ReadManifestFile(
+      absl::StrCat(shop_.registry(), "/shop/1/manifest.textproto"));
+  ASSERT_TRUE(manifest.ok());
+  EXPECT_THAT(manifest->recipe(), HasSubstr("--learning-rate=2e-3"));
+  EXPECT_THAT(manifest->recipe(), HasSubstr("--epochs=1"));
+  EXPECT_THAT(manifest->recipe(), Not(HasSubstr("--epochs=9")));
+  EXPECT_EQ(manifest->encoding().max_description_tokens(), -1);
+
+  const auto refuses = [&](const char* text, const char* why) {
+    ASSERT_TRUE(WriteFile(recipe, text).ok());
+    const Result refused = Call(fit);
+    EXPECT_EQ(refused.exit_code, 2) << text;
+    EXPECT_THAT(refused.err, HasSubstr(why));
+  };
+  refuses("epoch = 1\n", "--epoch=1");
+  refuses("[fit]\nwarmup = 1\n", "[fit]: a recipe has no sections");
+  refuses("warmup = much\n", "much");
+  EXPECT_THAT(Call("fit --recipe nowhere.toml").err, HasSubstr("nowhere.toml"));
+}
+
 TEST_F(CliTest, InitFitAndImportMakeVersions) {
   const std::string encoder = shop_.File("fresh");
   const std::string init =

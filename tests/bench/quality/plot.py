@@ -1,0 +1,32 @@
+"""The curves of few labels as an SVG."""
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+COLOURS = {"classical": "#888888", "scratch": "#d08020", "starter": "#2060c0"}
+
+
+def few_labels(curves, parts, path):
+    # Text stays text, and no date: the same figures give the same file.
+    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "vitrine",
+                         "font.size": 10, "font.family": "sans-serif"})
+    figure, axes = plt.subplots(1, len(curves), figsize=(3.4 * len(curves), 3))
+    for axis, (name, curve) in zip(axes, curves.items()):
+        for column, colour in COLOURS.items():
+            values = curve[column]
+            mean = [sum(v) / len(v) for v in values]
+            axis.plot(parts, mean, "o-", color=colour, label=column)
+            axis.fill_between(parts, [min(v) for v in values],
+                              [max(v) for v in values], color=colour,
+                              alpha=0.15, linewidth=0)
+        axis.set_xscale("log")
+        axis.set_xticks(parts, ["%g%%" % (100 * part) for part in parts])
+        axis.minorticks_off()
+        axis.set_title("%s, %s" % (name, curve["metric"]), fontsize=10)
+        axis.set_xlabel("labels used")
+        axis.grid(alpha=0.3)
+    axes[0].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})

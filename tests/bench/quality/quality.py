@@ -1,0 +1,306 @@
+"""Runs what quality.sh says: see there."""
+
+import argparse
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+import data
+import tasks
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+RECIPES = ROOT / "deploy" / "recipes"
+STARTER = ROOT / "deploy" / "starter" / "model"
+ARMS = ("scratch", "starter", "domain")
+PARTS = (0.01, 0.1, 1.0)
+
+
+class Failed(Exception):
+    pass
+
+
+def digest(*parts):
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, pathlib.Path):
+            part = part.read_bytes()
+        sha.update(part if isinstance(part, bytes) else str(part).encode())
+    return sha.hexdigest()[:16]
+
+
+class Bench:
+    def __init__(self, options):
+        self.options = options
+        self.work = options.out
+        self.trainer = ROOT / "build" / "release" / "bin" / "vitrine-trainer"
+        self.folders = (options.data, options.test)
+        self.results = self.work / "results"
+        self.results.mkdir(parents=True, exist_ok=True)
+
+    def say(self, text):
+        print("%s %s" % (time.strftime("%H:%M:%S"), text), file=sys.stderr,
+              flush=True)
+
+    def run(self, *arguments):
+        """vitrine-trainer's, or its last lines if it fails."""
+        command = [str(self.trainer)] + [str(a) for a in arguments]
+        log = self.work / "log.txt"
+        with open(log, "ab") as file:
+            file.write(("\n$ " + " ".join(command) + "\n").encode())
+            file.flush()
+            status = subprocess.run(command, stdout=file, stderr=file,
+                                    stdin=subprocess.DEVNULL).returncode
+        if status != 0:
+            tail = log.read_text(errors="replace").splitlines()[-5:]
+            raise Failed("%s: exit status %d; the end of %s:\n  %s"
+                         % (command[1], status, log, "\n  ".join(tail)))
+
+    def once(self, name, key, make):
+        """make(), or what it gave when it was run before with this key."""
+        path = self.results / (name + ".json")
+        if path.exists():
+            old = json.loads(path.read_text())
+            if old["key"] == key:
+                return old["value"]
+        begin = time.monotonic()
+        value = make()
+        path.with_suffix(".new").write_text(json.dumps(
+            {"key": key, "value": value,
+             "seconds": round(time.monotonic() - begin, 1)}))
+        path.with_suffix(".new").rename(path)
+        return value
+
+    # ---- Encoders ----
+
+    def folder(self, name, key, make):
+        """A folder that make(folder) fills, kept while the key stays."""
+        path = self.work / "encoders" / name
+        stamp = path / "quality.key"
+        if stamp.exists() and stamp.read_text() == key:
+            return path
+        shutil.rmtree(path, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make(path)
+        stamp.write_text(key)
+        return path
+
+    def shape(self):
+        config = json.loads((STARTER / "config.json").read_text())
+        return ["--layers", config["num_hidden_layers"],
+                "--hidden", config["hidden_size"],
+                "--heads", config["num_attention_heads"]]
+
+    def scratch(self, pieces):
+        """Random weights in the starter's shape, over a folder's pieces."""
+        def make(path):
+            self.run("init", "--spm", pieces / "spiece.model", "--spm-layout",
+                     "albert", *self.shape(), "--max-positions", 512,
+                     "--segments", 4, "--out", path)
+        key = digest(pieces / "spiece.model", *self.shape())
+        return self.folder("scratch-" + key, key, make)
+
+    def domain(self, task, texts):
+        """Continued pre-training on the task's own texts, without labels; for
+        another language, all of it."""
+        path = self.work / "texts" / (task.name + ".jsonl")
+        path.parent.mkdir(exist_ok=True)
+        data.write(path, texts)
+        recipe = RECIPES / ("pretrain-chinese.toml" if task.own_pieces
+                            else "pretrain-domain.toml")
+        key = digest(path, recipe, "" if task.own_pieces
+                     else STARTER / "model.safetensors", self.options.fast)
+
+        def make(folder):
+            source = self.shape() if task.own_pieces else ["--from", STARTER]
+            limit = ["--tokens", 500000 if self.options.fast else 3000000]
+            size = sum(len(json.dumps(t, ensure_ascii=False)) for t in texts)
+            # Twice through a few texts is enough; more would be learnt by
+            # heart.
+            if not task.own_pieces and size < 4 * limit[1]:
+                limit = ["--epochs", 2]
+            self.run("pretrain", "--recipe", recipe, *source, *limit,
+                     "--text", path, "--fields", task.fields, "--out", folder)
+        # Tasks over the same texts share them.
+        return self.folder("domain-" + key, key, make)
+
+    def encoder(self, task, arm):
+        if arm == "domain":
+            return self.domain(task, self.thin(task.texts, 0.25, None))
+        if arm == "starter":
+            return STARTER
+        return self.scratch(self.encoder(task, "domain") if task.own_pieces
+                            else STARTER)
+
+    # ---- Runs ----
+
+    def thin(self, rows, part, key):
+        """With --fast a part of the rows; those of one key together."""
+        if not self.options.fast or len(rows) < 3000:
+            return rows
+        if key is None:
+            return rows[::round(1 / part)]
+        return data.share(rows, key, part)
+
+    def fit(self, task, source, train, seed, name, extra=()):
+        """The version's folder, and the rows of `evaluate --scores`."""
+        place = self.work / "runs" / name
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        data.write(place / "train.jsonl", train)
+        data.write(place / "test.jsonl", task.test + (task.strangers or []))
+        rows = ["--task", task.kind, *task.flags]
+        if task.items:
+            data.write(place / "items.jsonl", task.items)
+            rows = ["--items", place / "items.jsonl", *rows]
+        registry = place / "registry"
+        self.run("fit", "--recipe", RECIPES / (task.recipe + ".toml"),
+                 "--from", source, "--out", registry, "--model", "quality",
+                 *rows, "--data", place / "train.jsonl", "--seed", seed, *extra)
+        version = registry / "quality" / "1"
+        self.run("evaluate", "--from", version, *rows,
+                 "--data", place / "test.jsonl", "--scores",
+                 place / "scores.jsonl")
+        with open(place / "scores.jsonl", encoding="utf-8") as file:
+            scores = [json.loads(line) for line in file]
+        return version, scores
+
+    def measure(self, task, arm, part=1.0, seed=1, source=None, extra=()):
+        train = self.thin(task.train, 0.25, task.key)
+        train = data.share(train, task.key, part)
+        name = "%s-%s-%g-%d" % (task.name, arm, part, seed)
+        recipe = RECIPES / (task.recipe + ".toml")
+        source = source or self.encoder(task, arm)
+        key = digest(recipe, source / "model.safetensors", self.options.fast,
+                     len(train), len(task.test), extra, self.options.test)
+
+        def make():
+            version, scores = self.fit(task, source, train, seed, name, extra)
+            keep = self.work / "versions" / name
+            shutil.rmtree(keep, ignore_errors=True)
+            if part == 1.0 and task.kind == "relevance":
+                keep.parent.mkdir(exist_ok=True)
+                shutil.move(version, keep)
+            shutil.rmtree(self.work / "runs" / name)
+            return task.judge(scores)
+
+        value = self.once(name, key, make)
+        self.say("%s: %s" % (name, "  ".join(
+            "%s %.4f" % (m, v) for m, v in value.items())))
+        return value
+
+    def baseline(self, task, part=1.0):
+        train = data.share(self.thin(task.train, 0.25, task.key), task.key,
+                           part)
+        return self.once("%s-baseline-%g" % (task.name, part),
+                         digest(len(train), len(task.test), self.options.fast,
+                                self.options.test),
+                         lambda: task.baseline(train))
+
+    def table(self, names):
+        print("task\tmetric\tclassical\tscratch\tstarter\tstarter+domain")
+        for name in names:
+            task = tasks.TASKS[name](self.folders)
+            columns = {"classical": self.baseline(task)}
+            for arm in ARMS:
+                if not (task.own_pieces and arm == "starter"):
+                    columns[arm] = self.measure(task, arm)
+            if task.kind == "recommendation":
+                columns["text alone"] = self.measure(
+                    task, "text", source=self.encoder(task, "domain"),
+                    extra=("--co-occurrence", "off"))
+            first = self.work / "versions" / ("%s-domain-1-1" % task.after)
+            if task.after and first.exists():
+                columns["after " + task.after] = self.measure(
+                    task, "after", source=first)
+            self.print_lines(task, columns)
+
+    def print_lines(self, task, columns):
+        for metric in columns["classical"] | columns["domain"]:
+            def cell(column):
+                value = columns.get(column, {}).get(metric)
+                return "-" if value is None else "%.4f" % value
+            line = [task.name, metric] + [
+                cell(c) for c in ("classical",) + ARMS]
+            line += ["%s: %s" % (c, cell(c)) for c in columns
+                     if c not in ARMS + ("classical",)]
+            print("\t".join(line))
+        print(json.dumps({"task": task.name, "train": len(task.train),
+                          "test": len(task.test),
+                          "classical_method": task.baseline_name,
+                          "fast": self.options.fast, "columns": columns}))
+        sys.stdout.flush()
+
+    # ---- Few labels ----
+
+    def few_labels(self):
+        curves = {}
+        for name, metric in tasks.FEW_LABELS.items():
+            task = tasks.TASKS[name](self.folders)
+            curves[name] = {"metric": metric, "classical": [], "scratch": [],
+                            "starter": []}
+            for part in PARTS:
+                curves[name]["classical"].append(
+                    [self.baseline(task, part)[metric]])
+                # Fewer rows, more times through them: as many steps as 4% of
+                # the rows at the recipe's epochs, at least.
+                more = ("--epochs", 12) if part < 1 else ()
+                seeds = range(1, 6) if part < 1 else (1,)
+                for arm in ("scratch", "starter"):
+                    curves[name][arm].append([
+                        self.measure(task, arm, part, seed, extra=more)[metric]
+                        for seed in seeds])
+        self.print_curves(curves)
+        if self.options.plot:
+            import plot
+            plot.few_labels(curves, PARTS, self.options.plot)
+
+    def print_curves(self, curves):
+        print("task\tmetric\tlabels\tclassical\tscratch\tstarter")
+        for name, curve in curves.items():
+            for i, part in enumerate(PARTS):
+                cells = []
+                for column in ("classical", "scratch", "starter"):
+                    values = curve[column][i]
+                    mean = sum(values) / len(values)
+                    cells.append("%.4f" % mean if len(values) == 1 else
+                                 "%.4f (%.4f to %.4f)" % (
+                                     mean, min(values), max(values)))
+                print("\t".join([name, curve["metric"], "%g%%" % (100 * part)]
+                                + cells))
+        print(json.dumps({"few_labels": curves}), flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="quality.sh")
+    parser.add_argument("data")
+    parser.add_argument("test", nargs="?", default="")
+    parser.add_argument("--fast", action="store_true")
+    parser.add_argument("--only", action="append", choices=list(tasks.TASKS))
+    parser.add_argument("--few-labels", action="store_true")
+    parser.add_argument("--plot", default="")
+    parser.add_argument("--out", type=pathlib.Path,
+                        default=ROOT / "build" / "quality")
+    bench = Bench(parser.parse_args())
+    if not bench.trainer.exists():
+        sys.exit("no %s: cmake --preset release && cmake --build build/release"
+                 % bench.trainer)
+    begin = time.monotonic()
+    try:
+        if bench.options.few_labels:
+            bench.few_labels()
+        else:
+            bench.table(bench.options.only or tasks.TASKS)
+    except (data.DataError, Failed) as error:
+        sys.exit("quality.sh: %s" % error)
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; the same command goes on")
+    bench.say("done in %.0f s" % (time.monotonic() - begin))
+
+
+if __name__ == "__main__":
+    main()
