@@ -290,6 +290,8 @@ class OneDnnEngine final : public Engine {
       const MutexLock lock(engine_.mu_);
       if (engine_.idle_.empty()) {
         workspace_ = std::make_unique<Workspace>();
+        // So that giving it back takes no memory.
+        engine_.idle_.reserve(++engine_.workspaces_);
       } else {
         workspace_ = std::move(engine_.idle_.back());
         engine_.idle_.pop_back();
@@ -366,6 +368,7 @@ class OneDnnEngine final : public Engine {
 
   mutable Mutex mu_;
   mutable std::vector<std::unique_ptr<Workspace>> idle_ ABSL_GUARDED_BY(mu_);
+  mutable size_t workspaces_ ABSL_GUARDED_BY(mu_) = 0;  // idle or lent
 };
 
 // ---------------------------------------------------------------- running
@@ -724,6 +727,14 @@ absl::Status OneDnnEngine::RunTogether(const Share& share) const {
   };
   for (int h = 0; h < most - 1; ++h) {
     const bool posted = pool_->Post([this, team, h, run] {
+      // All memory before it says that it is there; without, it is not missed.
+      std::optional<WorkspaceLoan> own;
+      if (!OutOfMemoryIsAnError([&] {
+             own.emplace(this);
+             return absl::OkStatus();
+           }).ok()) {
+        return;
+      }
       int invited = Team::kInvited;
       if (!team->helpers[h].compare_exchange_strong(invited, Team::kThere)) {
         return;
@@ -733,10 +744,8 @@ absl::Status OneDnnEngine::RunTogether(const Share& share) const {
       for (int other = 0; other < h; ++other) {
         member += team->helpers[other].load() == Team::kThere;
       }
-      {
-        const WorkspaceLoan own(this);
-        run(*team, member, size, &own->scratch);
-      }
+      run(*team, member, size, &(*own)->scratch);
+      own.reset();
       team->done.fetch_add(1, std::memory_order_release);
       team->done.notify_one();
     });
