@@ -16,6 +16,7 @@ void AddInitCommand(CLI::App* app, CommandFunction* run);
 void AddPretrainCommand(CLI::App* app, CommandFunction* run);
 void AddImportCommand(CLI::App* app, CommandFunction* run);
 void AddFitCommand(CLI::App* app, CommandFunction* run);
+void AddEvaluateCommand(CLI::App* app, CommandFunction* run);
 void AddQuantizeCommand(CLI::App* app, CommandFunction* run);
 void AddWorkCommand(CLI::App* app, CommandFunction* run);
 

@@ -10,19 +10,6 @@
 namespace vitrine {
 namespace {
 
-const char* DefaultHeadName(internal::HeadKind kind) {
-  switch (kind) {
-    case internal::HEAD_KIND_RELEVANCE:
-      return "relevance";
-    case internal::HEAD_KIND_RECOMMENDATION:
-      return "recommendation";
-    case internal::HEAD_KIND_INTEREST:
-      return "interest";
-    default:
-      return "classifier";
-  }
-}
-
 bool IsHeadName(const std::string& name) {
   return !name.empty() && name.size() <= 63 &&
          std::all_of(name.begin(), name.end(), [](char c) {
@@ -32,8 +19,23 @@ bool IsHeadName(const std::string& name) {
 
 }  // namespace
 
+const char* KindName(internal::HeadKind kind) {
+  switch (kind) {
+    case internal::HEAD_KIND_RELEVANCE:
+      return "relevance";
+    case internal::HEAD_KIND_RECOMMENDATION:
+      return "recommendation";
+    case internal::HEAD_KIND_INTEREST:
+      return "interest";
+    default:
+      return "classification";
+  }
+}
+
 std::string HeadName(const FitTask& task) {
-  return task.head.empty() ? DefaultHeadName(task.kind) : task.head;
+  if (!task.head.empty()) return task.head;
+  return task.kind == internal::HEAD_KIND_CLASSIFICATION ? "classifier"
+                                                         : KindName(task.kind);
 }
 
 void CheckTasks(absl::Span<const FitTask> tasks, const std::string& items,

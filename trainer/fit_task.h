@@ -24,6 +24,9 @@ struct FitTask {
   double weight = 1;  // of its loss, and of its metric in choosing an epoch
 };
 
+// "relevance", "recommendation", "interest", "classification".
+const char* KindName(internal::HeadKind kind);
+
 // task.head, else the name of its kind.
 std::string HeadName(const FitTask& task);
 

@@ -209,7 +209,9 @@ class ClassificationTask : public Task {
   Evaluation Evaluate(const Inference& model, int h) const override {
     if (validation_.empty()) return {};
     const std::vector<float> logits = model.Infer(h, Pointers(validation_));
-    const int labels = head_.labels_size();
+    // A version that is only evaluated knows its own labels, the first ones;
+    // what the rows have beyond them is never predicted.
+    const int labels = model.width(h);
     std::vector<int32_t> predicted;
     std::vector<float> probabilities;
     for (auto row = logits.begin(); row != logits.end(); row += labels) {

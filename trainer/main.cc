@@ -29,6 +29,9 @@ int main(int argc, char** argv) {
       "  # a pretrained checkpoint, served as it is\n"
       "  vitrine-trainer import --from ms-marco-MiniLM-L-6-v2 \\\n"
       "      --out registry --model shop\n"
+      "  # how good a version is on labelled rows\n"
+      "  vitrine-trainer evaluate shop/1 --registry registry \\\n"
+      "      --items items.jsonl --task relevance --data test.jsonl\n"
       "  # the same version in int8, where that loses next to nothing\n"
       "  vitrine-trainer quantize shop/1 --out registry --items items.jsonl "
       "\\\n"
@@ -40,6 +43,7 @@ int main(int argc, char** argv) {
   vitrine::AddPretrainCommand(&app, &run);
   vitrine::AddImportCommand(&app, &run);
   vitrine::AddFitCommand(&app, &run);
+  vitrine::AddEvaluateCommand(&app, &run);
   vitrine::AddQuantizeCommand(&app, &run);
   vitrine::AddWorkCommand(&app, &run);
   auto arguments = vitrine::WithRecipe({argv, argv + argc});

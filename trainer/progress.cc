@@ -62,19 +62,6 @@ bool HasIntervals(const EvaluationReport& report, const std::string& head) {
                      });
 }
 
-const char* KindName(internal::HeadKind kind) {
-  switch (kind) {
-    case internal::HEAD_KIND_RELEVANCE:
-      return "relevance";
-    case internal::HEAD_KIND_RECOMMENDATION:
-      return "recommendation";
-    case internal::HEAD_KIND_INTEREST:
-      return "interest";
-    default:
-      return "classification";
-  }
-}
-
 }  // namespace
 
 std::string FormatDuration(double seconds) {

@@ -1,0 +1,142 @@
+#include "trainer/evaluate_progress.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "nlohmann/json.hpp"
+#include "trainer/progress.h"
+
+namespace vitrine {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Json = nlohmann::ordered_json;
+
+constexpr std::chrono::milliseconds kBarEvery(100);
+constexpr std::chrono::seconds kLineEvery(10);
+
+Json ToJson(const std::vector<MetricValue>& metrics) {
+  Json json = Json::object();
+  for (const MetricValue& metric : metrics) json[metric.name] = metric.value;
+  return json;
+}
+
+}  // namespace
+
+EvaluatePrinter::EvaluatePrinter(std::FILE* out)
+    : out_(out), terminal_(isatty(fileno(out)) != 0) {}
+
+EvaluatePrinter::~EvaluatePrinter() { ClearBar(); }
+
+void EvaluatePrinter::ClearBar() {
+  if (!bar_shown_) return;
+  std::fputs("\r\033[K", out_);
+  std::fflush(out_);
+  bar_shown_ = false;
+}
+
+void EvaluatePrinter::OnStart(const EvaluateReport& report) {
+  absl::FPrintF(out_, "%s by %s %s on %s\n", report.source, report.engine,
+                report.dtype, report.device);
+  for (const HeadReport& head : report.heads) {
+    absl::FPrintF(out_, "head %s: %d rows\n", head.name, head.validation_rows);
+  }
+  for (const std::string& warning : report.warnings) {
+    absl::FPrintF(out_, "warning: %s\n", warning);
+  }
+  std::fflush(out_);
+}
+
+void EvaluatePrinter::OnProgress(const std::string& head, int64_t sequences,
+                                 int64_t of) {
+  const auto now = Clock::now();
+  if (head != head_ || sequences < last_sequences_) {
+    head_ = head;
+    start_ = last_ = now;
+    first_sequences_ = sequences;
+  }
+  last_sequences_ = sequences;
+  if (sequences == of) ClearBar();
+  if (sequences == of || sequences == first_sequences_ ||
+      now - last_ < (terminal_ ? Clock::duration(kBarEvery)
+                               : Clock::duration(kLineEvery))) {
+    return;
+  }
+  last_ = now;
+  const double rate = static_cast<double>(sequences - first_sequences_) /
+                      std::chrono::duration<double>(now - start_).count();
+  absl::FPrintF(out_, "%shead %s: %d of %d sequences, %.0f/s, %s left%s",
+                terminal_ ? "\r\033[K" : "", head, sequences, of, rate,
+                FormatDuration(static_cast<double>(of - sequences) / rate),
+                terminal_ ? "" : "\n");
+  std::fflush(out_);
+  bar_shown_ = terminal_;
+}
+
+std::string EvaluationTable(const EvaluateReport& report) {
+  std::string out;
+  for (const HeadReport& head : report.heads) {
+    absl::StrAppendFormat(&out, "%-16s %-10s", head.name, "metric");
+    for (const Baseline& baseline : head.baselines) {
+      absl::StrAppendFormat(&out, " %10s", baseline.name);
+    }
+    absl::StrAppendFormat(&out, " %10s\n", "version");
+    for (const MetricValue& metric : head.after) {
+      absl::StrAppendFormat(&out, "%-16s %-10s", "", metric.name);
+      for (const Baseline& baseline : head.baselines) {
+        const auto same = std::find_if(
+            baseline.metrics.begin(), baseline.metrics.end(),
+            [&](const MetricValue& m) { return m.name == metric.name; });
+        absl::StrAppendFormat(&out, " %10s",
+                              same == baseline.metrics.end()
+                                  ? "-"
+                                  : absl::StrFormat("%.4f", same->value));
+      }
+      absl::StrAppendFormat(&out, " %10.4f\n", metric.value);
+    }
+  }
+  return out;
+}
+
+std::string ReportToJson(const EvaluateReport& report) {
+  Json json;
+  json["source"] = report.source;
+  json["version"] = report.version;
+  json["folder"] = report.folder;
+  json["engine"] = report.engine;
+  json["device"] = report.device;
+  json["dtype"] = report.dtype;
+  json["rows"] = report.rows;
+  json["sequences"] = report.sequences;
+  json["seconds"] = report.seconds;
+  json["data_digest"] = report.data_digest;
+  json["heads"] = Json::array();
+  for (const HeadReport& head : report.heads) {
+    Json entry;
+    entry["name"] = head.name;
+    entry["kind"] = KindName(head.kind);
+    entry["rows"] = head.validation_rows;
+    entry["metrics"] = ToJson(head.after);
+    entry["baselines"] = Json::object();
+    for (const Baseline& baseline : head.baselines) {
+      entry["baselines"][baseline.name] = ToJson(baseline.metrics);
+    }
+    entry["labels"] = Json::array();
+    for (const internal::LabelScore& score : report.label_scores) {
+      if (score.head() != head.name) continue;
+      entry["labels"].push_back({{"label", score.label()},
+                                 {"precision", score.precision()},
+                                 {"recall", score.recall()},
+                                 {"f1", score.f1()},
+                                 {"rows", score.rows()}});
+    }
+    json["heads"].push_back(std::move(entry));
+  }
+  json["warnings"] = report.warnings;
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+}  // namespace vitrine
