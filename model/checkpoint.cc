@@ -11,6 +11,7 @@
 #include "base/file.h"
 #include "base/status_macros.h"
 #include "model/batch.h"
+#include "nlohmann/json.hpp"
 
 namespace vitrine {
 namespace {
@@ -105,6 +106,23 @@ std::vector<ExpectedTensor> EncoderTensors(const EncoderConfig& config) {
   }
   linear("pooler.dense", hidden, hidden, /*optional=*/true);
   return out;
+}
+
+// Which state a classifier reads, where config.json says so: ModernBERT's
+// field. BERT's own have it not and read the first.
+absl::StatusOr<internal::Pooling> ClassifierPooling(const std::string& folder) {
+  const std::string path = JoinPath(folder, "config.json");
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxConfigBytes));
+  const auto config =
+      nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  constexpr char kField[] = "classifier_pooling";
+  if (!config.is_object() || !config.contains(kField)) {
+    return internal::POOLING_CLS;
+  }
+  if (config[kField] == "cls") return internal::POOLING_CLS;
+  if (config[kField] == "mean") return internal::POOLING_MEAN;
+  return absl::InvalidArgumentError(
+      absl::StrCat(path, ": ", kField, ": neither \"cls\" nor \"mean\""));
 }
 
 // Config and weights of a folder. `rest` gets the tolerated tensors by their
@@ -358,7 +376,8 @@ absl::StatusOr<std::vector<ImportedHead>> HeadsOfHuggingFaceFolder(
   }
   const int64_t width = out_weight->second.shape[0];
   ImportedHead out;
-  out.head.set_pooling(internal::POOLING_CLS);
+  ASSIGN_OR_RETURN(const internal::Pooling pooling, ClassifierPooling(folder));
+  out.head.set_pooling(pooling);
   if (width == 1) {
     out.head.set_name("relevance");
     out.head.set_kind(internal::HEAD_KIND_RELEVANCE);

@@ -93,6 +93,11 @@ class ContrastiveStage : public PretrainStage {
     return maker_.MaxTokens(training_, text);
   }
   int64_t held_out_tokens() const override { return held_out_tokens_; }
+  int64_t candidates() const override {
+    return held_out_.empty()
+               ? 0
+               : static_cast<int64_t>(held_out_.front().pairs.size());
+  }
 
   void StartTraining(uint64_t seed) override {
     std::vector<at::Tensor> tensors;

@@ -22,6 +22,7 @@
 #include "model/math_libraries.h"
 #include "nlohmann/json.hpp"
 #include "trainer/batches.h"
+#include "trainer/match_marks.h"
 #include "trainer/network.h"
 #include "trainer/optimizer.h"
 #include "trainer/piece_model.h"
@@ -42,7 +43,9 @@ constexpr double kLossSmoothing = 0.98;
 constexpr int64_t kPlotSteps = 5;
 
 const char* NameOf(Stage stage) {
-  return stage == Stage::kMlm ? "mlm" : "contrastive";
+  return stage == Stage::kMlm           ? "mlm"
+         : stage == Stage::kContrastive ? "contrastive"
+                                        : "matching";
 }
 
 double SecondsSince(Clock::time_point start) {
@@ -70,6 +73,7 @@ class Run {
  private:
   absl::Status CheckOut() const;
   absl::Status MakeTokenizer();
+  absl::Status CheckHeads();
   absl::Status MakeStage();
   absl::Status ReadTexts();
   void MakeOptimizer();
@@ -175,9 +179,35 @@ absl::Status Run::MakeTokenizer() {
   return absl::OkStatus();
 }
 
+// The matching stage goes on with a relevance head; no stage has others.
+absl::Status Run::CheckHeads() {
+  for (const internal::Head& head : source_->manifest.heads()) {
+    if (options_.stage != Stage::kMatching ||
+        head.kind() != internal::HEAD_KIND_RELEVANCE ||
+        head.name() != "relevance") {
+      report_.warnings.push_back(
+          absl::StrCat("the head ", head.name(), " of --from ", options_.from,
+                       " is not in the result: --stage ",
+                       NameOf(options_.stage), " has no use for it"));
+      continue;
+    }
+    const bool means = head.pooling() == internal::POOLING_MEAN;
+    if (means != (options_.pooling == internal::POOLING_MEAN)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "--pooling ", means ? "cls" : "mean", ": the head relevance of ",
+          options_.from, " reads ", means ? "mean" : "cls"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Run::MakeStage() {
   EncoderConfig config;
   if (source_ != nullptr) {
+    if (options_.stage == Stage::kMatching) {
+      RETURN_IF_ERROR(SetMatchMarks(MatchMarks::kOn, source_.get()));
+    }
+    RETURN_IF_ERROR(CheckHeads());
     config = source_->checkpoint.config;
   } else {
     config.model_type = "bert";
@@ -200,12 +230,15 @@ absl::Status Run::MakeStage() {
                              : config.model_type == "roberta" ? "Roberta"
                                                               : "XLMRoberta";
   const std::string with_layer = family + "ForMaskedLM";
-  if (options_.stage == Stage::kMlm ||
-      config.architectures != std::vector<std::string>{with_layer}) {
+  config.labels.clear();
+  if (options_.stage == Stage::kMatching) {
+    config.architectures = {family + "ForSequenceClassification"};
+    config.labels = {"relevance"};
+  } else if (options_.stage == Stage::kMlm ||
+             config.architectures != std::vector<std::string>{with_layer}) {
     config.architectures = {options_.stage == Stage::kMlm ? with_layer
                                                           : family + "Model"};
   }
-  config.labels.clear();
   if (options_.max_tokens > config.max_tokens()) {
     return absl::InvalidArgumentError(
         absl::StrCat("--max-tokens ", options_.max_tokens, ": the encoder has ",
@@ -218,9 +251,10 @@ absl::Status Run::MakeStage() {
   const StageSettings settings = {options_,     training_config_,
                                   *tokenizer_,  source_.get(),
                                   report_.bf16, workers_.get()};
-  ASSIGN_OR_RETURN(stage_, options_.stage == Stage::kMlm
-                               ? NewMlmStage(settings)
-                               : NewContrastiveStage(settings));
+  ASSIGN_OR_RETURN(stage_, options_.stage == Stage::kMlm ? NewMlmStage(settings)
+                           : options_.stage == Stage::kContrastive
+                               ? NewContrastiveStage(settings)
+                               : NewMatchingStage(settings));
   for (const auto& [name, tensor] : stage_->parameters()) {
     report_.parameters += tensor.numel();
   }
@@ -242,6 +276,7 @@ absl::Status Run::ReadTexts() {
   report_.corpus_tokens = size.tokens;
   report_.data_digest = size.digest;
   report_.held_out_tokens = stage_->held_out_tokens();
+  report_.candidates = stage_->candidates();
   const double wanted = options_.tokens > 0
                             ? static_cast<double>(options_.tokens)
                             : options_.epochs * report_.corpus_tokens;
@@ -286,6 +321,9 @@ absl::StatusOr<std::string> Run::Fingerprint() const {
         total_steps_, static_cast<int64_t>(o.seed), int64_t{report_.bf16},
         int64_t{workers_->count()}, int64_t{at::get_num_threads()}}) {
     absl::StrAppend(&text, "|", value);
+  }
+  if (o.stage == Stage::kMatching) {
+    absl::StrAppend(&text, "|", o.negatives, "|", o.hard_negatives);
   }
   absl::StrAppend(&text, "|", report_.data_digest, "|",
                   EncoderConfigToJson(report_.config));
@@ -533,6 +571,7 @@ std::string Description(const PretrainOptions& o, const PretrainReport& r) {
   if (r.held_out_tokens > 0) {
     json["perplexity"] = r.perplexity;
     json["accuracy"] = r.accuracy;
+    if (r.candidates > 0) json["candidates"] = r.candidates;
     json["held_out_tokens"] = r.held_out_tokens;
   }
   json["options"] = {
@@ -553,6 +592,8 @@ std::string Description(const PretrainOptions& o, const PretrainReport& r) {
       {"mask_substitute", o.masking.substitute},
       {"temperature", o.temperature},
       {"pooling", o.pooling == internal::POOLING_MEAN ? "mean" : "cls"},
+      {"negatives", o.negatives},
+      {"hard_negatives", o.hard_negatives},
       {"held_out_share", o.held_out_share},
       {"seed", o.seed},
       {"bf16", r.bf16},
@@ -575,6 +616,15 @@ absl::Status Run::WriteResult() {
                                 "the model"));
   RETURN_IF_ERROR(MakeFolders(partial));
   RETURN_IF_ERROR(WriteModelFolder(partial, version));
+  if (options_.stage == Stage::kMatching &&
+      options_.pooling == internal::POOLING_MEAN) {
+    // The head's, not the encoder's: ModernBERT's field, which import reads.
+    auto config =
+        nlohmann::ordered_json::parse(EncoderConfigToJson(version.config));
+    config["classifier_pooling"] = "mean";
+    RETURN_IF_ERROR(
+        WriteFile(JoinPath(partial, "config.json"), config.dump(2) + "\n"));
+  }
   RETURN_IF_ERROR(WriteFile(JoinPath(partial, "pretraining.json"),
                             Description(options_, report_)));
   RETURN_IF_ERROR(SyncFolder(partial));

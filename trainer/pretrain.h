@@ -23,6 +23,7 @@ namespace vitrine {
 enum class Stage {
   kMlm,          // which words were hidden
   kContrastive,  // which texts belong together; after kMlm, hence with `from`
+  kMatching,     // which item a query is of, read together; likewise
 };
 
 struct PretrainOptions {
@@ -49,10 +50,15 @@ struct PretrainOptions {
 
   int max_tokens = 128;  // of a sequence; longer documents are several
   MaskingOptions masking;
-  // Of the contrastive stage: what the cosines are divided by, and which state
-  // is the text's vector (as in `fit --pooling`).
+  // Of the contrastive stage: what the cosines are divided by.
   double temperature = 0.05;
+  // Of the contrastive and the matching stage: which state is the text's vector
+  // or what the relevance head reads (as in `fit --pooling`).
   internal::Pooling pooling = internal::POOLING_CLS;
+  // Of the matching stage: other documents' items beside a query's own, and how
+  // many of them have words of the query.
+  int negatives = 5;
+  int hard_negatives = 2;
   int64_t tokens = 0;  // to train on; 0: `epochs` times through the texts
   double epochs = 1;
   int batch_tokens = 16384;  // of a step, at most
@@ -87,6 +93,9 @@ struct PretrainReport {
   int64_t sequences = 0;        // to train on
   int64_t corpus_tokens = 0;    // of them
   int64_t held_out_tokens = 0;  // that are evaluated
+  // That a held-out text is found among: the perplexity of chance. 0: no such
+  // number.
+  int64_t candidates = 0;
   std::string data_digest;
   bool bf16 = false;
   int workers = 0;
@@ -96,7 +105,7 @@ struct PretrainReport {
   double epochs = 0;
   double loss = 0;  // smoothed, of training
   // Of the held-out texts, at the end: e to the mean loss, and the share of
-  // hidden places, or of other halves, that are found.
+  // hidden places, of other halves, or of queries' items, that are found.
   double perplexity = 0;
   double accuracy = 0;
   double seconds = 0;            // of the run

@@ -33,6 +33,12 @@ first field and of another one, or of two crops of a long text, come close,
 those of other texts in the step go apart. Embed and recommendation start from
 it. A rate of 1e-4 to 5e-4 and one or two epochs are enough.
 
+--stage matching teaches which item a query is of, both read as one text as
+Score reads them, with match marks: queries are words of documents, or names of
+a first field that is a list of them (sofa, couch, lounge). The result has a
+relevance head, from which fit --task relevance goes on. An encoder without
+segments for match marks gets them.
+
 With --checkpoint DIR a run that was stopped, killed or cut off goes on when the
 same command is given again, to the same result as in one go.
 
@@ -42,7 +48,10 @@ Examples:
       --fields title,description? --learning-rate 2e-4 --out encoder-shop
   vitrine-trainer pretrain --stage contrastive --from encoder-shop \
       --text items.jsonl --fields title,description?,categories? \
-      --learning-rate 2e-4 --out encoder-shop-2)";
+      --learning-rate 2e-4 --out encoder-shop-2
+  vitrine-trainer pretrain --stage matching --from encoder-shop-2 \
+      --text items.jsonl --fields title,description?,categories? \
+      --learning-rate 2e-4 --out encoder-shop-3)";
 
 struct PretrainFlags {
   PretrainOptions options;
@@ -86,8 +95,9 @@ void GroupTexts(const CLI::App& command, PretrainFlags* flags) {
 void Resolve(const CLI::App& command, PretrainFlags* flags) {
   GroupTexts(command, flags);
   PretrainOptions& options = flags->options;
-  options.stage =
-      flags->stage == "contrastive" ? Stage::kContrastive : Stage::kMlm;
+  options.stage = flags->stage == "contrastive" ? Stage::kContrastive
+                  : flags->stage == "matching"  ? Stage::kMatching
+                                                : Stage::kMlm;
   options.pooling =
       flags->pooling == "mean" ? internal::POOLING_MEAN : internal::POOLING_CLS;
   options.lower_case = !flags->cased;
@@ -166,8 +176,13 @@ void AddTrainingOptions(CLI::App* command, PretrainFlags* flags) {
   add("--temperature", o->temperature,
       "Contrastive: what cosines are divided by");
   add("--pooling", flags->pooling,
-      "Contrastive: a text's vector, cls or mean, as in fit")
+      "Contrastive and matching: a text's vector, or what the relevance head "
+      "reads: cls or mean, as in fit")
       ->check(CLI::IsMember({"cls", "mean"}));
+  add("--negatives", o->negatives,
+      "Matching: other documents' items beside a query's own");
+  add("--hard-negatives", o->hard_negatives,
+      "Matching: of them, such as have words of the query");
   add("--learning-rate", o->learning_rate, "At the end of the warm-up");
   add("--schedule", flags->schedule, "linear or cosine (to 0), or constant")
       ->check(CLI::IsMember({"linear", "cosine", "constant"}));
@@ -214,9 +229,10 @@ void AddPretrainCommand(CLI::App* app, CommandFunction* run) {
       ->check(CLI::ExistingDirectory);
   command
       ->add_option("--stage", flags->stage,
-                   "What is learnt: mlm (hidden words), or contrastive (which "
-                   "texts belong together; goes on from --from)")
-      ->check(CLI::IsMember({"mlm", "contrastive"}))
+                   "What is learnt: mlm (hidden words), contrastive (which "
+                   "texts belong together) or matching (which item a query is "
+                   "of); the latter two go on from --from")
+      ->check(CLI::IsMember({"mlm", "contrastive", "matching"}))
       ->capture_default_str();
   command
       ->add_option("--save-dtype", flags->save_dtype,

@@ -27,7 +27,17 @@ absl::Status CheckOptions(const PretrainOptions& options) {
                                         : ": --fields are for JSON lines"));
   }
   require(options.stage == Stage::kMlm || !options.from.empty(),
-          "--stage contrastive: needs --from, an encoder to go on from");
+          absl::StrCat(
+              "--stage ",
+              options.stage == Stage::kMatching ? "matching" : "contrastive",
+              ": needs --from, an encoder to go on from"));
+  require(options.negatives >= 1 && options.negatives <= 63,
+          absl::StrCat("--negatives ", options.negatives, ": outside 1..63"));
+  require(
+      options.hard_negatives >= 0 &&
+          options.hard_negatives <= options.negatives,
+      absl::StrCat("--hard-negatives ", options.hard_negatives, ": outside 0..",
+                   options.negatives, ", the --negatives"));
   above_zero("--temperature", options.temperature);
   require(options.pieces >= 300 && options.pieces <= 1'000'000,
           absl::StrCat("--pieces ", options.pieces, ": outside 300..1000000"));

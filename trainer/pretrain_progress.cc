@@ -53,6 +53,7 @@ void PretrainPrinter::OnStart(const PretrainReport& report) {
   }
   std::fflush(out_);
   last_ = std::chrono::steady_clock::now();
+  candidates_ = report.candidates;
 }
 
 void PretrainPrinter::OnStep(const PretrainProgress& progress) {
@@ -82,8 +83,13 @@ void PretrainPrinter::OnStep(const PretrainProgress& progress) {
 void PretrainPrinter::OnEvaluate(int64_t step, double perplexity,
                                  double accuracy) {
   ClearBar();
-  absl::FPrintF(out_, "step %d held out: perplexity %.2f, %.1f%% found\n", step,
+  absl::FPrintF(out_, "step %d held out: perplexity %.2f, %.1f%% found", step,
                 perplexity, 100 * accuracy);
+  if (candidates_ > 0) {
+    absl::FPrintF(out_, " (chance: %d, %.1f%%)", candidates_,
+                  100.0 / candidates_);
+  }
+  absl::FPrintF(out_, "\n");
   std::fflush(out_);
 }
 

@@ -28,6 +28,7 @@ class PretrainPrinter : public PretrainListener {
   std::FILE* const out_;
   const bool terminal_;
   bool bar_shown_ = false;
+  int64_t candidates_ = 0;  // PretrainReport's
   std::chrono::steady_clock::time_point last_;
 };
 

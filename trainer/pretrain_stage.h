@@ -64,9 +64,12 @@ class PretrainStage {
   // Once, before what follows. kCancelled soon after `stop` is set.
   virtual absl::StatusOr<CorpusSize> Read(const std::atomic<bool>& stop) = 0;
   virtual int64_t texts() const = 0;
-  // The most that an example of this text can have.
+  // The most that an example of this text can have, or about as many as it has
+  // where other texts are in it, too.
   virtual int64_t tokens(int64_t text) const = 0;
   virtual int64_t held_out_tokens() const = 0;
+  // Among how many the right answer is looked for; 0: that says little.
+  virtual int64_t candidates() const { return 0; }
 
   // The parameters get gradients from now on; masks of dropout from `seed`.
   virtual void StartTraining(uint64_t seed) = 0;
@@ -86,6 +89,10 @@ class PretrainStage {
 
 // Masked language modelling.
 absl::StatusOr<std::unique_ptr<PretrainStage>> NewMlmStage(
+    const StageSettings& settings);
+// Softmax over a query's items (match_groups.h); needs a source, which sees
+// match marks.
+absl::StatusOr<std::unique_ptr<PretrainStage>> NewMatchingStage(
     const StageSettings& settings);
 // In-batch softmax over pairs of texts (text_pairs.h); needs a source.
 absl::StatusOr<std::unique_ptr<PretrainStage>> NewContrastiveStage(
