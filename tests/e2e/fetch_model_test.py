@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -50,6 +51,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+@unittest.skipUnless(shutil.which("curl"), "curl is not installed")
 class FetchModelTest(unittest.TestCase):
 
     def setUp(self):
