@@ -37,6 +37,11 @@ order of the rows; labels are in the head's order:
   classification   {"label", "predicted", "probabilities": {label: p},
                     "logits", "energy"}; energy is -log(sum of exp(logit))
 
+--json prints {"source", "version", "folder", "engine", "device", "dtype",
+"rows", "sequences", "seconds", "data_digest", "heads", "warnings"}; a head has
+"name", "kind", "rows", "metrics", "baselines" and "labels" (precision, recall
+and f1 of each).
+
 Examples:
   vitrine-trainer evaluate --from shop/3 --registry registry \
       --items items.jsonl --task relevance --data test.jsonl --grades 0:3

@@ -53,7 +53,30 @@ void AddToMacroF1(int32_t unit, int32_t label, bool truth, bool predicted,
   if (truth != predicted) measure->terms.push_back({unit, 2 * label + 1, 1});
 }
 
-double ValueOf(Measure::Form form, absl::Span<const double> sums) {
+void AddToKappa(int32_t unit, double truth, double predicted,
+                Measure* measure) {
+  const double gap = truth - predicted;
+  int32_t slot = 0;
+  for (const double value : {1.0, gap * gap, truth, predicted,
+                             truth * truth + predicted * predicted}) {
+    measure->terms.push_back({unit, slot++, value});
+  }
+}
+
+// sums[2r] rows without the label and sums[2r + 1] with it at rank r; -1 where
+// one of the two is missing.
+double RankArea(absl::Span<const double> sums) {
+  double below = 0, with = 0, in_order = 0;
+  for (size_t i = 0; i < sums.size(); i += 2) {
+    in_order += sums[i + 1] * (below + sums[i] / 2);
+    below += sums[i];
+    with += sums[i + 1];
+  }
+  return below > 0 && with > 0 ? in_order / (below * with) : -1;
+}
+
+double ValueOf(Measure::Form form, int label_slots,
+               absl::Span<const double> sums) {
   switch (form) {
     case Measure::Form::kMean:
       return sums[0] == 0 ? 0 : sums[1] / sums[0];
@@ -74,8 +97,73 @@ double ValueOf(Measure::Form form, absl::Span<const double> sums) {
       }
       return counted == 0 ? 0 : sum / counted;
     }
+    case Measure::Form::kKappa: {
+      if (sums[0] == 0) return 0;
+      const double by_chance = sums[4] - 2 * sums[2] * sums[3] / sums[0];
+      return by_chance == 0 ? 0 : 1 - sums[1] / by_chance;
+    }
+    case Measure::Form::kRankArea: {
+      double sum = 0;
+      int counted = 0;
+      for (size_t i = 0; i < sums.size(); i += label_slots) {
+        const double area = RankArea(sums.subspan(i, label_slots));
+        if (area < 0) continue;
+        sum += area;
+        ++counted;
+      }
+      return counted == 0 ? 0 : sum / counted;
+    }
   }
   return 0;
+}
+
+// The labels that auroc is told of, as the header says, in the labels' order.
+std::vector<int32_t> LabelsWithRanks(absl::Span<const int32_t> truth,
+                                     size_t labels) {
+  constexpr size_t kMostNumbers = 1 << 20;
+  std::vector<size_t> rows(labels);
+  for (const int32_t label : truth) ++rows[label];
+  std::vector<int32_t> kept;
+  for (int32_t label = labels == 2 ? 1 : 0; label < labels; ++label) {
+    if (rows[label] > 0 && rows[label] < truth.size()) kept.push_back(label);
+  }
+  if (kept.empty()) return kept;
+  std::stable_sort(kept.begin(), kept.end(),
+                   [&rows](int32_t a, int32_t b) { return rows[a] > rows[b]; });
+  kept.resize(
+      std::min(kept.size(), std::max<size_t>(1, kMostNumbers / truth.size())));
+  std::sort(kept.begin(), kept.end());
+  return kept;
+}
+
+Measure RankAreaOf(absl::Span<const double> probabilities,
+                   absl::Span<const int32_t> truth, size_t labels) {
+  Measure measure{"auroc", Measure::Form::kRankArea};
+  const size_t rows = truth.size();
+  measure.label_slots = static_cast<int>(2 * rows);
+  std::vector<double> scores(rows);
+  std::vector<int32_t> order(rows);
+  int32_t number = 0;
+  for (const int32_t label : LabelsWithRanks(truth, labels)) {
+    for (int32_t row = 0; row < rows; ++row) {
+      const double p = probabilities[row * labels + label];
+      scores[row] = p >= 0 ? p : -1;  // NaN has a rank too
+      order[row] = row;
+    }
+    std::sort(order.begin(), order.end(), [&scores](int32_t a, int32_t b) {
+      return scores[a] < scores[b];
+    });
+    int32_t rank = 0;
+    for (size_t i = 0; i < rows; ++i) {
+      if (i > 0 && scores[order[i]] > scores[order[i - 1]]) ++rank;
+      measure.terms.push_back(
+          {order[i],
+           number * measure.label_slots + 2 * rank + (truth[order[i]] == label),
+           1});
+    }
+    ++number;
+  }
+  return measure;
 }
 
 // TP, FP and FN of each label.
@@ -119,13 +207,13 @@ void SortByScore(std::vector<RankedRow>* rows) {
 std::vector<std::string> MetricNames(internal::HeadKind kind) {
   switch (kind) {
     case internal::HEAD_KIND_RELEVANCE:
-      return {"ndcg@10", "mrr", "map", "rmse", "ece"};
+      return {"ndcg@10", "mrr", "map", "rmse", "ece", "kappa"};
     case internal::HEAD_KIND_RECOMMENDATION:
       return {"ndcg@10", "hr@10", "mrr"};
     case internal::HEAD_KIND_INTEREST:
       return {"macro_f1", "accuracy", "ndcg@10", "ece"};
     case internal::HEAD_KIND_CLASSIFICATION:
-      return {"macro_f1", "accuracy", "ece"};
+      return {"macro_f1", "accuracy", "ece", "auroc"};
     default:
       return {};
   }
@@ -145,6 +233,7 @@ Evaluation::Evaluation(int units, std::vector<Measure> measures)
     Sums& sums = sums_.emplace_back();
     sums.form = measure.form;
     sums.slots = 2;
+    sums.label_slots = std::max(measure.label_slots, 2);
     sums.offsets.assign(units + 1, 0);
     const Term* last = nullptr;
     for (const Term& term : measure.terms) {
@@ -159,6 +248,8 @@ Evaluation::Evaluation(int units, std::vector<Measure> measures)
       }
       last = &term;
     }
+    sums.slots = (sums.slots + sums.label_slots - 1) / sums.label_slots *
+                 sums.label_slots;
     for (int unit = 0; unit < units; ++unit) {
       sums.offsets[unit + 1] += sums.offsets[unit];
     }
@@ -175,7 +266,7 @@ double Evaluation::Value(size_t metric, absl::Span<const int32_t> units) const {
       totals[sums.slot[i]] += sums.value[i];
     }
   }
-  return ValueOf(sums.form, totals);
+  return ValueOf(sums.form, sums.label_slots, totals);
 }
 
 int Evaluation::Counted(size_t metric) const {
@@ -229,6 +320,7 @@ Evaluation EvaluateRelevance(absl::Span<const int32_t> query,
   Measure ndcg{"ndcg@10"}, mrr{"mrr"}, map{"map"};
   Measure rmse{"rmse", Form::kRootMean, /*lower_is_better=*/true};
   Measure ece{"ece", Form::kCalibration, /*lower_is_better=*/true};
+  Measure kappa{"kappa", Form::kKappa};
   std::vector<std::vector<RankedRow>> queries;
   for (size_t i = 0; i < rows.size(); ++i) {
     if (query[i] >= queries.size()) queries.resize(query[i] + 1);
@@ -237,6 +329,8 @@ Evaluation EvaluateRelevance(absl::Span<const int32_t> query,
     const double error = range * probability - rows[i].gain_grade;
     AddToMean(query[i], error * error, &rmse);
     AddToCalibration(query[i], probability, rows[i].gain_grade / range, &ece);
+    AddToKappa(query[i], std::round(rows[i].gain_grade),
+               std::round(range * probability), &kappa);
   }
   const double relevant = range / 2;
   for (int32_t q = 0; q < queries.size(); ++q) {
@@ -255,6 +349,7 @@ Evaluation EvaluateRelevance(absl::Span<const int32_t> query,
   if (probabilities) {
     measures.push_back(std::move(rmse));
     measures.push_back(std::move(ece));
+    measures.push_back(std::move(kappa));
   }
   return Evaluation(static_cast<int>(queries.size()), std::move(measures));
 }
@@ -338,8 +433,7 @@ Evaluation EvaluateInterests(absl::Span<const float> scores,
   return evaluation;
 }
 
-Evaluation EvaluateClassification(absl::Span<const int32_t> predicted,
-                                  absl::Span<const float> probability,
+Evaluation EvaluateClassification(absl::Span<const double> probabilities,
                                   absl::Span<const int32_t> truth,
                                   absl::Span<const std::string> labels) {
   using Form = Measure::Form;
@@ -347,18 +441,22 @@ Evaluation EvaluateClassification(absl::Span<const int32_t> predicted,
   Measure ece{"ece", Form::kCalibration, /*lower_is_better=*/true};
   LabelCounts counts(labels.size());
   for (int32_t row = 0; row < truth.size(); ++row) {
-    const bool right = predicted[row] == truth[row];
+    const auto of = probabilities.subspan(row * labels.size(), labels.size());
+    const auto most = std::max_element(of.begin(), of.end());
+    const auto predicted = static_cast<int32_t>(most - of.begin());
+    const bool right = predicted == truth[row];
     AddToMacroF1(row, truth[row], true, right, &f1);
     counts.Add(truth[row], true, right);
     if (!right) {
-      AddToMacroF1(row, predicted[row], false, true, &f1);
-      counts.Add(predicted[row], false, true);
+      AddToMacroF1(row, predicted, false, true, &f1);
+      counts.Add(predicted, false, true);
     }
     AddToMean(row, right, &accuracy);
-    AddToCalibration(row, probability[row], right, &ece);
+    AddToCalibration(row, *most, right, &ece);
   }
   Evaluation evaluation(static_cast<int>(truth.size()),
-                        {std::move(f1), std::move(accuracy), std::move(ece)});
+                        {std::move(f1), std::move(accuracy), std::move(ece),
+                         RankAreaOf(probabilities, truth, labels.size())});
   evaluation.set_label_scores(counts.Scores(labels));
   return evaluation;
 }

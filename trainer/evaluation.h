@@ -22,10 +22,10 @@ struct MetricValue {
 // What a head of the kind is measured by, in this order; the first is what an
 // epoch is chosen by.
 //
-//   relevance       ndcg@10 mrr map rmse ece
+//   relevance       ndcg@10 mrr map rmse ece kappa
 //   recommendation  ndcg@10 hr@10 mrr
 //   interest        macro_f1 accuracy ndcg@10 ece
-//   classification  macro_f1 accuracy ece
+//   classification  macro_f1 accuracy ece auroc
 std::vector<std::string> MetricNames(internal::HeadKind kind);
 
 // ---- Sums over units ----
@@ -43,6 +43,14 @@ struct Measure {
     kMacroF1,      // slots 2l and 2l + 1: true positives (TP) and errors (FP +
                    // FN) of label l: the mean over labels that have either of
                    // 2TP / (2TP + FP + FN)
+    kKappa,        // truth t and prediction p: slot 0 counts, 1 sums (t - p)^2,
+                   // 2 t, 3 p, 4 t^2 + p^2: 1 less the mean of (t - p)^2 over
+                   // what it would be if t and p were paired by chance
+    kRankArea,  // label l has slots [l * label_slots, (l + 1) * label_slots),
+                // 2r and 2r + 1 of them counting the rows at rank r from
+                // below that do not have it and that do: the mean, over
+                // labels with both, of the share of pairs of such rows in
+                // the right order, equal ranks counting one half
   };
   struct Term {
     int32_t unit;
@@ -52,6 +60,7 @@ struct Measure {
   std::string name;
   Form form = Form::kMean;
   bool lower_is_better = false;
+  int label_slots = 0;      // kRankArea's
   std::vector<Term> terms;  // in any order; those of one slot add up
 };
 
@@ -89,6 +98,7 @@ class Evaluation {
   struct Sums {
     Measure::Form form;
     int slots;
+    int label_slots;
     std::vector<int64_t> offsets;
     std::vector<int32_t> slot;
     std::vector<double> value;
@@ -138,8 +148,11 @@ double AveragePrecision(double relevant, std::vector<RankedRow> rows);
 //                      relevant being half of `range` or more
 // and where `probabilities` are asked for, sigmoid(score) being one, over all
 // rows:
-//   rmse  the root mean square of range * probability - gain_grade
-//   ece   calibration, gain_grade / range being the outcome
+//   rmse   the root mean square of range * probability - gain_grade
+//   ece    calibration, gain_grade / range being the outcome
+//   kappa  quadratic weighted kappa (Cohen, 1968) of gain_grade against range *
+//          probability, each rounded to a whole number; 0 where all rows have
+//          one grade and it is predicted for all
 Evaluation EvaluateRelevance(absl::Span<const int32_t> query,
                              absl::Span<const RankedRow> rows, double range,
                              bool probabilities);
@@ -172,12 +185,17 @@ Evaluation EvaluateInterests(absl::Span<const float> scores,
                              absl::Span<const uint8_t> truth,
                              absl::Span<const std::string> labels);
 
-// The units are the rows. `probability` is that of the predicted label.
+// The units are the rows. Probabilities are (rows, labels) row-major; the
+// likeliest label is predicted, of equal ones the first.
 //   macro_f1  as Measure says
 //   accuracy  share of rows whose prediction is right
-//   ece       calibration of `probability`, being right the outcome
-Evaluation EvaluateClassification(absl::Span<const int32_t> predicted,
-                                  absl::Span<const float> probability,
+//   ece       calibration of the predicted label's, being right the outcome
+//   auroc     the area under the ROC curve, exactly: of two labels that of the
+//             second (the first's is the same), of more the mean over labels,
+//             each against the rest, that some rows have and some do not. Where
+//             that is above a million numbers, rows times labels, the labels
+//             with most rows count, as many as keep it below.
+Evaluation EvaluateClassification(absl::Span<const double> probabilities,
                                   absl::Span<const int32_t> truth,
                                   absl::Span<const std::string> labels);
 

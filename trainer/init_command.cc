@@ -67,9 +67,18 @@ absl::Status WriteTokenizer(const InitOptions& options,
                         "  \"tokenizer_class\": \"BertTokenizer\"\n}\n",
                         options.cased ? "false" : "true"));
   }
-  return CopyFile(
+  RETURN_IF_ERROR(CopyFile(
       options.spm,
-      JoinPath(folder, offset ? "sentencepiece.bpe.model" : "spiece.model"));
+      JoinPath(folder, offset ? "sentencepiece.bpe.model" : "spiece.model")));
+  // Without it, transformers would look for the tokenizer of config.json's
+  // model_type, and AlbertTokenizer would take accents off.
+  return WriteFile(JoinPath(folder, "tokenizer_config.json"),
+                   offset ? "{\n  \"tokenizer_class\": "
+                            "\"XLMRobertaTokenizer\"\n}\n"
+                          : "{\n  \"do_lower_case\": false,\n"
+                            "  \"keep_accents\": true,\n"
+                            "  \"tokenizer_class\": "
+                            "\"AlbertTokenizer\"\n}\n");
 }
 
 absl::Status MakeEncoder(const InitOptions& options) {

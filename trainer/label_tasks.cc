@@ -210,35 +210,34 @@ class ClassificationTask : public Task {
     if (validation_.empty()) return {};
     const std::vector<float> logits = model.Infer(h, Pointers(validation_));
     // A version that is only evaluated knows its own labels, the first ones;
-    // what the rows have beyond them is never predicted.
-    const int labels = model.width(h);
-    std::vector<int32_t> predicted;
-    std::vector<float> probabilities;
-    for (auto row = logits.begin(); row != logits.end(); row += labels) {
-      const auto most = std::max_element(row, row + labels);
-      predicted.push_back(static_cast<int32_t>(most - row));
-      float sum = 0;
-      for (auto it = row; it != row + labels; ++it)
-        sum += std::exp(*it - *most);
-      probabilities.push_back(1 / sum);
+    // what the rows have beyond them has no chance.
+    const size_t known = model.width(h), all = head_.labels_size();
+    std::vector<double> probabilities(validation_.size() * all);
+    for (size_t i = 0; i < validation_.size(); ++i) {
+      const float* const row = logits.data() + i * known;
+      const double most = *std::max_element(row, row + known);
+      double* const out = probabilities.data() + i * all;
+      double sum = 0;
+      for (size_t l = 0; l < known; ++l)
+        sum += out[l] = std::exp(row[l] - most);
+      for (size_t l = 0; l < known; ++l) out[l] /= sum;
     }
-    Evaluation evaluation = EvaluatePredictions(predicted, probabilities);
+    Evaluation evaluation = EvaluateProbabilities(probabilities);
     evaluation.set_unit_digest(DigestOf(split_.validation, {}));
     return evaluation;
   }
 
   std::vector<Baseline> Baselines() const override {
     if (validation_.empty()) return {};
-    std::vector<int> counts(head_.labels_size());
-    for (const int32_t label : training_truth_) ++counts[label];
-    const auto most = static_cast<int32_t>(
-        std::max_element(counts.begin(), counts.end()) - counts.begin());
-    const float share =
-        static_cast<float>(counts[most]) / static_cast<float>(training_.size());
-    return {{"most frequent",
-             EvaluatePredictions(std::vector<int32_t>(validation_.size(), most),
-                                 std::vector<float>(validation_.size(), share))
-                 .metrics()}};
+    std::vector<double> shares(head_.labels_size());
+    for (const int32_t label : training_truth_) {
+      shares[label] += 1.0 / static_cast<double>(training_.size());
+    }
+    std::vector<double> probabilities;
+    for (size_t i = 0; i < validation_.size(); ++i) {
+      probabilities.insert(probabilities.end(), shares.begin(), shares.end());
+    }
+    return {{"most frequent", EvaluateProbabilities(probabilities).metrics()}};
   }
 
   std::vector<const Encoding*> Samples(size_t count) const override {
@@ -258,13 +257,12 @@ class ClassificationTask : public Task {
     return absl::OkStatus();
   }
 
-  Evaluation EvaluatePredictions(
-      const std::vector<int32_t>& predicted,
-      const std::vector<float>& probabilities) const {
+  // (rows, head()'s labels).
+  Evaluation EvaluateProbabilities(
+      const std::vector<double>& probabilities) const {
     const std::vector<std::string> labels(head_.labels().begin(),
                                           head_.labels().end());
-    return EvaluateClassification(predicted, probabilities, validation_truth_,
-                                  labels);
+    return EvaluateClassification(probabilities, validation_truth_, labels);
   }
 
   const Split& split_;

@@ -12,9 +12,10 @@ import json
 import os
 import random
 import shutil
-import struct
 import subprocess
 import sys
+
+import hugging_face
 
 BIN_DIR = os.environ.get("VITRINE_BIN_DIR", "build/release/bin")
 SOURCE_DIR = os.environ.get(
@@ -97,13 +98,9 @@ def make_shop(folder, registry):
 
 def write_hugging_face_folder(folder, vocab, layers, hidden, heads, seed=1):
     """A BertForSequenceClassification with one output, random weights."""
-    import numpy
-
-    os.makedirs(folder)
-    shutil.copy(vocab, os.path.join(folder, "vocab.txt"))
     with open(vocab, encoding="utf-8") as lines:
-        vocab_size = sum(1 for _ in lines)
-    config = {"model_type": "bert", "vocab_size": vocab_size,
+        pieces = lines.read()
+    config = {"model_type": "bert", "vocab_size": len(pieces.splitlines()),
               "architectures": ["BertForSequenceClassification"],
               "hidden_size": hidden, "num_hidden_layers": layers,
               "num_attention_heads": heads, "intermediate_size": 4 * hidden,
@@ -111,48 +108,12 @@ def write_hugging_face_folder(folder, vocab, layers, hidden, heads, seed=1):
               "layer_norm_eps": 1e-12, "hidden_act": "gelu",
               "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
               "pad_token_id": 0, "id2label": {"0": "LABEL_0"}}
-    with open(os.path.join(folder, "config.json"), "w") as out:
-        json.dump(config, out)
-
-    shapes = {"bert.embeddings.word_embeddings.weight": [vocab_size, hidden],
-              "bert.embeddings.position_embeddings.weight": [128, hidden],
-              "bert.embeddings.token_type_embeddings.weight": [2, hidden]}
-
-    def norm(name):
-        shapes[name + ".LayerNorm.weight"] = [hidden]
-        shapes[name + ".LayerNorm.bias"] = [hidden]
-
-    def linear(name, out, width):
-        shapes[name + ".weight"] = [out, width]
-        shapes[name + ".bias"] = [out]
-
-    norm("bert.embeddings")
-    for layer in range(layers):
-        scope = "bert.encoder.layer.%d." % layer
-        for part in ("query", "key", "value"):
-            linear(scope + "attention.self." + part, hidden, hidden)
-        linear(scope + "attention.output.dense", hidden, hidden)
-        norm(scope + "attention.output")
-        linear(scope + "intermediate.dense", 4 * hidden, hidden)
-        linear(scope + "output.dense", hidden, 4 * hidden)
-        norm(scope + "output")
-    linear("bert.pooler.dense", hidden, hidden)
-    linear("classifier", 1, hidden)
-
-    generator = numpy.random.default_rng(seed)
-    header, blobs, offset = {}, [], 0
-    for name, shape in shapes.items():
-        values = generator.normal(0, 0.02, shape).astype("<f4")
-        if name.endswith("LayerNorm.weight"):
-            values[:] = 1
-        header[name] = {"dtype": "F32", "shape": shape,
-                        "data_offsets": [offset, offset + values.nbytes]}
-        offset += values.nbytes
-        blobs.append(values.tobytes())
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(os.path.join(folder, "model.safetensors"), "wb") as out:
-        out.write(struct.pack("<Q", len(text)) + text + b"".join(blobs))
+    shapes = {"bert." + name: shape
+              for name, shape in hugging_face.bert_shapes(config).items()}
+    shapes["classifier.weight"], shapes["classifier.bias"] = [1, hidden], [1]
+    hugging_face.write_folder(folder, config,
+                              hugging_face.random_tensors(shapes, seed),
+                              {"vocab.txt": pieces})
 
 
 def make_slow(folder, registry):

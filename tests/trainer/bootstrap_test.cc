@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "tests/trainer/label_rows.h"
+
 namespace vitrine {
 namespace {
 
@@ -90,22 +92,28 @@ TEST(Bootstrap, OfTheSameTwiceIsNothing) {
 TEST(Bootstrap, MetricsThatAreNoMeansAreToldAgainOverEachDraw) {
   // Half the rows go from label b, wrongly said, to right.
   std::vector<int32_t> truth, before, after;
-  std::vector<float> sure(400, 1);
+  std::vector<double> sure(400, 1);
   for (int i = 0; i < 400; ++i) {
     truth.push_back(i % 2);
     before.push_back(i % 4 == 0 ? 1 : i % 2);
     after.push_back(i % 2);
   }
   const std::vector<std::string> labels = {"a", "b"};
-  const auto change =
-      BootstrapChanges(EvaluateClassification(after, sure, truth, labels),
-                       EvaluateClassification(before, sure, truth, labels), {});
+  const auto change = BootstrapChanges(
+      EvaluateClassification(ProbabilitiesOf(after, sure, 2), truth, labels),
+      EvaluateClassification(ProbabilitiesOf(before, sure, 2), truth, labels),
+      {});
   ASSERT_TRUE(change.ok()) << change.status();
   // macro_f1: 1 - (2/3 + 4/5) / 2; about 0.02 is one standard error.
   EXPECT_LT((*change)[0].low, 1 - (2.0 / 3 + 0.8) / 2);
   EXPECT_GT((*change)[0].high, 1 - (2.0 / 3 + 0.8) / 2);
   EXPECT_GT((*change)[0].low, 0.2);
   EXPECT_LT((*change)[0].high, 0.34);
+  // auroc: 1 - 3/4, for half of the pairs were draws.
+  EXPECT_LT((*change)[3].low, 0.25);
+  EXPECT_GT((*change)[3].high, 0.25);
+  EXPECT_GT((*change)[3].low, 0.15);
+  EXPECT_LT((*change)[3].high, 0.35);
 }
 
 TEST(Bootstrap, OneSeedGivesOneResult) {

@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <thread>
@@ -57,7 +58,7 @@ class CliTest : public ::testing::Test {
 TEST_F(CliTest, HelpTeachesAndWrongUsageExitsWithTwo) {
   EXPECT_THAT(Call("--help").out, HasSubstr("Examples:"));
   for (const char* const command :
-       {"init", "import", "fit", "pretrain", "quantize"}) {
+       {"init", "import", "fit", "pretrain", "quantize", "evaluate"}) {
     const Result help = Call(absl::StrCat(command, " --help"));
     EXPECT_EQ(help.exit_code, 0);
     EXPECT_THAT(help.out, HasSubstr("Example"));
@@ -148,6 +149,27 @@ TEST_F(CliTest, InitFitAndImportMakeVersions) {
   EXPECT_THAT(dry.err, HasSubstr("the gate passes it"));
   EXPECT_EQ(nlohmann::json::parse(dry.out)["version"], 0);
   EXPECT_EQ(ModelRegistry(shop_.registry()).ListVersions("shop")->size(), 1);
+
+  // Measured again, on all rows.
+  const std::string evaluate = absl::StrCat(
+      "evaluate shop/1 --registry ", shop_.registry(), " --items ",
+      shop_.items(), " --task relevance --data ", shop_.relevance(),
+      " --dtype fp32 --scores ", shop_.File("scores.jsonl"));
+  const Result measured = Call(evaluate + " --json");
+  ASSERT_EQ(measured.exit_code, 0) << measured.err;
+  const auto numbers = nlohmann::json::parse(measured.out);
+  EXPECT_EQ(numbers["source"], "shop/1");
+  EXPECT_EQ(numbers["rows"], 960);
+  EXPECT_GT(numbers["heads"][0]["metrics"]["ndcg@10"], 0.1);
+  EXPECT_GT(numbers["heads"][0]["baselines"]["bm25"]["ndcg@10"], 0.1);
+  EXPECT_THAT(measured.err, HasSubstr("960 rows in "));
+  const std::string lines = *ReadFile(shop_.File("scores.jsonl"));
+  EXPECT_EQ(std::count(lines.begin(), lines.end(), '\n'), 960);
+  EXPECT_THAT(Call(evaluate).out, HasSubstr("ndcg@10"));
+  EXPECT_EQ(Call(evaluate + " --dtype fp8").exit_code, 2);
+  const Result headless = Call(evaluate + " --head topic");
+  EXPECT_EQ(headless.exit_code, 1);
+  EXPECT_THAT(headless.err, HasSubstr("it has relevance"));
 
   // The same version for int8.
   const std::string quantize =

@@ -7,6 +7,10 @@
 #include <string>
 #include <vector>
 
+#include "base/file.h"
+#include "nlohmann/json.hpp"
+#include "tests/trainer/label_rows.h"
+
 namespace vitrine {
 namespace {
 
@@ -129,7 +133,8 @@ TEST(Calibration, GapsWithinABinCancelAndOnesFallIntoTheLast) {
   // 1 and 0.95 are in bin 14: both right.
   const std::vector<std::string> labels = {"a", "b"};
   const Evaluation evaluation = EvaluateClassification(
-      {0, 0, 1, 1}, {0.62f, 0.64f, 1.0f, 0.95f}, {0, 1, 1, 1}, labels);
+      ProbabilitiesOf({0, 0, 1, 1}, {0.62, 0.64, 1, 0.95}, 2), {0, 1, 1, 1},
+      labels);
   EXPECT_NEAR(Value(evaluation, "ece"), (0.26 + 0.05) / 4, 1e-6);
 }
 
@@ -196,17 +201,89 @@ TEST(Interests, RowsWithoutLabelsHaveNoRanking) {
 }
 
 TEST(Classification, CountsRightRowsAndLabels) {
-  const Evaluation evaluation = EvaluateClassification(
-      {0, 0, 1, 1}, {1, 1, 1, 1}, {0, 0, 0, 1}, {"a", "b", "c"});
+  const Evaluation evaluation =
+      EvaluateClassification(ProbabilitiesOf({0, 0, 1, 1}, {1, 1, 1, 1}, 3),
+                             {0, 0, 0, 1}, {"a", "b", "c"});
   EXPECT_EQ(Names(evaluation), MetricNames(internal::HEAD_KIND_CLASSIFICATION));
   EXPECT_DOUBLE_EQ(Value(evaluation, "accuracy"), 0.75);
   EXPECT_NEAR(Value(evaluation, "macro_f1"), (4.0 / 5 + 2.0 / 3) / 2, 1e-12);
   EXPECT_NEAR(Value(evaluation, "ece"), 0.25, 1e-12);
 }
 
-TEST(LabelScores, TellPrecisionAndRecallOfWhatOccurs) {
+TEST(Kappa, IsAgreementBeyondChance) {
+  // Grades 0, 1, 2, 3 against 0, 2, 2, 2: squares 0, 1, 0, 1. By chance, the
+  // means being 1.5 and 1.5: 14 / 4 + 12 / 4 - 2 * 1.5 * 1.5 = 2.
+  const std::vector<RankedRow> rows = {{Logit(0.1), 0, 0},
+                                       {Logit(0.6), 1, 0},
+                                       {Logit(0.7), 2, 0},
+                                       {Logit(0.8), 3, 0}};
+  const Evaluation evaluation = EvaluateRelevance({0, 0, 1, 1}, rows, 3, true);
+  EXPECT_NEAR(Value(evaluation, "kappa"), 1 - 0.5 / 2, 1e-12);
+  // All right; all of one grade; one grade said whatever it is.
+  EXPECT_DOUBLE_EQ(
+      Resampled(EvaluateRelevance({0, 1}, {{9, 3, 0}, {-9, 0, 0}}, 3, true),
+                "kappa", {0, 1}),
+      1);
+  EXPECT_EQ(Value(EvaluateRelevance({0, 1}, {{9, 3, 0}, {9, 3, 0}}, 3, true),
+                  "kappa"),
+            0);
+  EXPECT_EQ(Value(EvaluateRelevance({0, 1}, {{0, 3, 0}, {0, 0, 0}}, 3, true),
+                  "kappa"),
+            0);
+}
+
+TEST(Kappa, RoundsToWholeGrades) {
+  // Of a range of 1: 0.7 and 0.6 are 1, 0.4 is 0.
+  const Evaluation evaluation = EvaluateRelevance(
+      {0, 0}, {{Logit(0.6), 0.7, 0}, {Logit(0.4), 0, 0}}, 1, true);
+  EXPECT_DOUBLE_EQ(Value(evaluation, "kappa"), 1);
+}
+
+TEST(RankArea, IsTheShareOfPairsInOrder) {
+  // b: 0.8 and 0.4; a: 0.6, 0.4 and 0.1. Of six pairs four are in order and one
+  // is a draw.
+  const Evaluation evaluation =
+      EvaluateClassification({0.2, 0.8, 0.6, 0.4, 0.4, 0.6, 0.6, 0.4, 0.9, 0.1},
+                             {1, 1, 0, 0, 0}, {"a", "b"});
+  EXPECT_NEAR(Value(evaluation, "auroc"), 4.5 / 6, 1e-12);
+  // Without the last row: two and a half of four.
+  EXPECT_NEAR(Resampled(evaluation, "auroc", {0, 1, 2, 3}), 2.5 / 4, 1e-12);
+  EXPECT_NEAR(Resampled(evaluation, "auroc", {0, 3, 3, 3}), 1, 1e-12);
+  EXPECT_EQ(Resampled(evaluation, "auroc", {0, 1}), 0);  // nothing to tell
+}
+
+TEST(RankArea, IsTheMeanOverLabelsThatOccurBothWays) {
+  // Label a: 0.6 against 0.2 and 0.7. Label b: 0.7 and 0.2 against 0.3. No row
+  // is c or d.
   const Evaluation evaluation = EvaluateClassification(
-      {0, 0, 0, 2}, {1, 1, 1, 1}, {0, 0, 1, 0}, {"a", "b", "c", "d"});
+      {0.6, 0.3, 0.1, 0, 0.2, 0.7, 0.1, 0, 0.7, 0.2, 0.1, 0}, {0, 1, 1},
+      {"a", "b", "c", "d"});
+  EXPECT_NEAR(Value(evaluation, "auroc"), (0.5 + 0.5) / 2, 1e-12);
+  EXPECT_EQ(Value(EvaluateClassification({0.6, 0.4}, {0}, {"a", "b"}), "auroc"),
+            0);
+}
+
+TEST(RankArea, OfVeryManyNumbersTakesTheLabelsWithMostRows) {
+  // 600,000 rows: one label of three. Label c, of half the rows, is told apart;
+  // the others are not.
+  constexpr int kRows = 600000;
+  std::vector<int32_t> truth(kRows);
+  std::vector<double> probabilities;
+  for (int row = 0; row < kRows; ++row) {
+    truth[row] = row % 2 == 0 ? 2 : row % 4 == 1 ? 0 : 1;
+    const double c = truth[row] == 2 ? 0.8 : 0.2;
+    probabilities.insert(probabilities.end(), {(1 - c) / 2, (1 - c) / 2, c});
+  }
+  EXPECT_DOUBLE_EQ(
+      Value(EvaluateClassification(probabilities, truth, {"a", "b", "c"}),
+            "auroc"),
+      1);
+}
+
+TEST(LabelScores, TellPrecisionAndRecallOfWhatOccurs) {
+  const Evaluation evaluation =
+      EvaluateClassification(ProbabilitiesOf({0, 0, 0, 2}, {1, 1, 1, 1}, 4),
+                             {0, 0, 1, 0}, {"a", "b", "c", "d"});
   const auto& scores = evaluation.label_scores();
   ASSERT_EQ(scores.size(), 3);  // nothing is d
   EXPECT_EQ(scores[0].label(), "a");
@@ -229,15 +306,64 @@ TEST(LabelScores, TellPrecisionAndRecallOfWhatOccurs) {
   EXPECT_EQ(interests.label_scores()[1].f1(), 0);
 }
 
+// tests/data/metrics.json is scikit-learn's: see make_metric_goldens.py there.
+class MetricGoldens : public ::testing::Test {
+ protected:
+  void ExpectMetrics(const Evaluation& evaluation,
+                     const nlohmann::json& expected) {
+    for (const auto& [name, value] : expected.items()) {
+      EXPECT_NEAR(Value(evaluation, name), value, 1e-9) << name;
+    }
+    EXPECT_EQ(expected.size(), evaluation.metrics().size());
+  }
+  const nlohmann::json goldens_ = nlohmann::json::parse(
+      *ReadFile(std::string(VITRINE_TEST_DATA) + "/metrics.json"));
+};
+
+TEST_F(MetricGoldens, Classification) {
+  for (const nlohmann::json& golden : goldens_["classification"]) {
+    SCOPED_TRACE(golden["name"]);
+    const std::vector<double> probabilities = golden["probabilities"];
+    const std::vector<int32_t> truth = golden["truth"];
+    const std::vector<std::string> labels = golden["labels"];
+    ExpectMetrics(EvaluateClassification(probabilities, truth, labels),
+                  golden["metrics"]);
+  }
+}
+
+TEST_F(MetricGoldens, Relevance) {
+  for (const nlohmann::json& golden : goldens_["relevance"]) {
+    SCOPED_TRACE(golden["name"]);
+    const std::vector<int32_t> query = golden["query"];
+    std::vector<RankedRow> rows;
+    for (size_t i = 0; i < query.size(); ++i) {
+      rows.push_back({golden["logits"][i], golden["grades"][i], 0});
+    }
+    ExpectMetrics(EvaluateRelevance(query, rows, golden["range"], true),
+                  golden["metrics"]);
+  }
+}
+
+TEST_F(MetricGoldens, Interests) {
+  for (const nlohmann::json& golden : goldens_["interest"]) {
+    SCOPED_TRACE(golden["name"]);
+    const std::vector<float> logits = golden["logits"];
+    const std::vector<uint8_t> truth = golden["truth"];
+    const std::vector<std::string> labels = golden["labels"];
+    ExpectMetrics(EvaluateInterests(logits, truth, labels), golden["metrics"]);
+  }
+}
+
 TEST(Evaluation, AResampleGivesWhatItsRowsGive) {
   // Rows 2, 0, 0, 0 taken out by hand must give the same numbers.
   const std::vector<int32_t> predicted = {0, 1, 2, 1}, truth = {0, 1, 1, 2};
-  const std::vector<float> sure = {0.9f, 0.5f, 0.4f, 0.8f};
+  const std::vector<double> sure = {0.9, 0.5, 0.4, 0.8};
   const std::vector<std::string> labels = {"a", "b", "c"};
-  const Evaluation whole =
-      EvaluateClassification(predicted, sure, truth, labels);
+  const Evaluation whole = EvaluateClassification(
+      ProbabilitiesOf(predicted, sure, 3), truth, labels);
   const Evaluation part = EvaluateClassification(
-      {2, 0, 0, 0}, {0.4f, 0.9f, 0.9f, 0.9f}, {1, 0, 0, 0}, labels);
+      ProbabilitiesOf({2, 0, 0, 0}, {0.4, 0.9, 0.9, 0.9}, 3), {1, 0, 0, 0},
+      labels);
   for (const MetricValue& metric : part.metrics()) {
     EXPECT_NEAR(Resampled(whole, metric.name, {2, 0, 0, 0}), metric.value,
                 1e-12)

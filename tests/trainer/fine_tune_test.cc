@@ -192,7 +192,7 @@ TEST_F(FineTuneTest, ManifestTellsWhereTheVersionComesFrom) {
   EXPECT_EQ(second.encoding().max_query_tokens(), 9);
   EXPECT_EQ(second.data_digest(), first.data_digest());
   EXPECT_EQ(second.data_digest().size(), 64);
-  ASSERT_EQ(second.metrics_size(), 5);
+  ASSERT_EQ(second.metrics_size(), 6);
   EXPECT_TRUE(std::isnan(first.metrics(0).before()));
   EXPECT_EQ(second.metrics(0).name(), "ndcg@10");
   EXPECT_EQ(second.metrics(0).split(), "validation");

@@ -95,9 +95,10 @@ TEST(CheckGate, NamesEveryProblem) {
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   for (const char* const part :
        {"rules[0]: head \"topics\": not trained; there is relevance, topic",
-        "rules[1]: metric \"ndcg@10\": not one of macro_f1, accuracy, ece",
+        "rules[1]: metric \"ndcg@10\": not one of macro_f1, accuracy, ece, "
+        "auroc",
         "rules[2]: metric \"bleu\": not one of ndcg@10, mrr, map, rmse, ece, "
-        "macro_f1, accuracy\n",
+        "kappa, macro_f1, accuracy, auroc\n",
         "rules[3]: neither bound nor min_change", "rules[4]: metric: empty",
         "rules[5]: evidence without min_change", "rules[6]: bound: nan",
         "rules[7]: min_change: inf", "rules[8]: evidence: 7", "confidence 95",
@@ -264,8 +265,8 @@ TEST(Gate, AHeadThatIsNewIsJudgedByBoundsOnly) {
 TEST(Gate, RulesAreOfTheirHeadOrOfEveryHeadThatHasTheMetric) {
   const Pair pair = PairOf(0, 0);
   const std::vector<int32_t> rows(50);
-  const Evaluation topics = EvaluateClassification(
-      rows, std::vector<float>(50, 0.5f), rows, {"a", "b"});
+  const Evaluation topics =
+      EvaluateClassification(std::vector<double>(100, 0.5), rows, {"a", "b"});
   const auto reasons = [&](const std::string& gate) {
     return Judge(Parse(gate),
                  {{kRelevance, 99, &pair.after, nullptr},

@@ -137,7 +137,7 @@ TEST_F(JudgedFitTest, AGoodCandidatePassesAndTheManifestHoldsItAll) {
   const internal::Manifest manifest = Manifest(2);
   EXPECT_EQ(manifest.job(), 12);
   EXPECT_EQ(manifest.label_watermark(), 3456);
-  ASSERT_EQ(manifest.metrics_size(), 5 + 3);
+  ASSERT_EQ(manifest.metrics_size(), 6 + 4);
   for (int i = 0; i < manifest.metrics_size(); ++i) {
     const internal::Metric& metric = manifest.metrics(i);
     const v1::EvaluationMetric& reported = report->metrics[i];
