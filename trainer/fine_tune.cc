@@ -161,6 +161,7 @@ absl::Status Run::Load() {
   ASSIGN_OR_RETURN(const std::string folder,
                    ResolveSource(options_.from, registry_));
   ASSIGN_OR_RETURN(source_, LoadSourceModel(folder));
+  RETURN_IF_ERROR(SetMatchMarks(options_.match_marks, source_.get()));
   incumbent_folder_ = folder;
   if (!options_.incumbent.empty()) {
     ASSIGN_OR_RETURN(
@@ -760,7 +761,8 @@ absl::StatusOr<Incumbent> Run::MeetIncumbent() const {
   ASSIGN_OR_RETURN(
       const internal::EncodingOptions own,
       ResolveEncodingOptions(source_->manifest.encoding(), config_));
-  if (std::filesystem::equivalent(incumbent_folder_, source_->folder) &&
+  if (options_.match_marks == MatchMarks::kAuto &&
+      std::filesystem::equivalent(incumbent_folder_, source_->folder) &&
       own.SerializeAsString() == encoding_.SerializeAsString()) {
     Incumbent incumbent;
     for (const internal::Head& head : source_->manifest.heads()) {

@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "trainer/evaluation_report.h"
 #include "trainer/fit_task.h"
+#include "trainer/match_marks.h"
 #include "trainer/schedule.h"
 #include "trainer/task.h"
 #include "vitrine/internal/manifest.pb.h"
@@ -54,6 +55,7 @@ struct FineTuneOptions {
   // Of new heads; what is trained already keeps its own.
   internal::Pooling pooling = internal::POOLING_UNSPECIFIED;
   internal::EncodingOptions encoding;  // set fields replace the parent's
+  MatchMarks match_marks = MatchMarks::kAuto;
   std::string recipe;                  // for the manifest: the options as text
 
   // What the result must show to be published; none: nothing.

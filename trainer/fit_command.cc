@@ -61,6 +61,7 @@ struct FitFlags {
   std::string bf16 = "auto";
   std::string pooling = "cls";
   std::string save_dtype = "f32";
+  std::string match_marks = "auto";
   int max_tokens = 0, max_query_tokens = 0, max_title_tokens = 0,
       max_brand_tokens = 0, max_categories_tokens = 0,
       max_attributes_tokens = 0, max_description_tokens = 0,
@@ -93,6 +94,9 @@ void Resolve(const CLI::App& command, FitFlags* flags) {
   options.pooling =
       flags->pooling == "mean" ? internal::POOLING_MEAN : internal::POOLING_CLS;
   options.save_f16 = flags->save_dtype == "f16";
+  options.match_marks = flags->match_marks == "on"    ? MatchMarks::kOn
+                        : flags->match_marks == "off" ? MatchMarks::kOff
+                                                      : MatchMarks::kAuto;
   options.publish = !flags->dry_run;
   internal::EncodingOptions& encoding = options.encoding;
   encoding.set_max_tokens(flags->max_tokens);
@@ -231,6 +235,13 @@ void AddEncodingOptions(CLI::App* command, FitFlags* flags) {
       "Description [48]; -1: left out, as in every field");
   add("--max-history-item-tokens", flags->max_history_item_tokens,
       "One item of a history [16]");
+  command
+      ->add_option("--match-marks", flags->match_marks,
+                   "Of the words that query and item share: on (an encoder of "
+                   "two segments gets four), off, or auto (as it is)")
+      ->check(CLI::IsMember({"auto", "on", "off"}))
+      ->capture_default_str()
+      ->group(kGroup);
 }
 
 }  // namespace

@@ -4,9 +4,10 @@
 // segment table decide.
 
 #include "absl/status/status.h"
-#include "trainer/source_model.h"
 
 namespace vitrine {
+
+struct SourceModel;
 
 enum class MatchMarks {
   kAuto,  // as the model is

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -68,9 +69,17 @@ class Run {
         listener_(listener),
         stop_(stop) {}
 
+  ~Run();
+
   absl::StatusOr<PretrainReport> Go();
 
  private:
+  absl::StatusOr<PretrainReport> Work();
+  // Process 0, or the only one.
+  bool IsFirst() const { return options_.processes.rank == 0; }
+  absl::StatusOr<std::string> LearnPieces();
+  absl::Status ShareOutPieces();
+  absl::Status CheckSameRun();
   absl::Status CheckOut() const;
   absl::Status MakeTokenizer();
   absl::Status CheckHeads();
@@ -79,11 +88,15 @@ class Run {
   void MakeOptimizer();
   absl::StatusOr<std::string> Fingerprint() const;
   std::vector<StateFile> StateFiles();
+  absl::StatusOr<internal::TrainingState> LoadState();
   absl::Status Resume();
-  void SaveState();
+  absl::Status SaveState();
   void Plot(const std::vector<TensorBoardWriter::Scalar>& scalars);
   void ShuffleEpoch();
   std::vector<StageExample> NextExamples();
+  absl::Span<const StageExample> ShareOf(
+      absl::Span<const StageExample> examples) const;
+  absl::StatusOr<StageLoss> ForwardBackward();
   absl::Status Step();
   void Evaluate();
   absl::Status Train();
@@ -96,6 +109,11 @@ class Run {
   const PretrainOptions options_;
   PretrainListener* const listener_;
   const std::atomic<bool>& stop_;
+
+  std::unique_ptr<ProcessGroup> processes_;  // null: this one is alone
+  bool all_stop_ = false;                    // one of them was told to stop
+  bool save_due_ = false;                    // after this step
+  std::vector<float> gradients_;             // all of them, side by side
 
   std::unique_ptr<Workers> workers_;
   std::unique_ptr<SourceModel> source_;  // null: random weights
@@ -120,6 +138,7 @@ class Run {
   double seconds_here_ = 0;
 
   std::vector<int32_t> order_;  // of the epoch
+  std::string fingerprint_;
   std::unique_ptr<TrainingStateStore> states_;
   Clock::time_point start_, saved_;
   std::unique_ptr<TensorBoardWriter> plots_;
@@ -127,6 +146,13 @@ class Run {
 
   PretrainReport report_;
 };
+
+Run::~Run() {
+  // Process 0 keeps them until it has written the result.
+  if (IsFirst() || learnt_pieces_.empty()) return;
+  std::error_code ignored;
+  std::filesystem::remove_all(learnt_pieces_, ignored);
+}
 
 absl::Status Run::CheckOut() const {
   if (!PathExists(options_.out)) return absl::OkStatus();
@@ -136,9 +162,54 @@ absl::Status Run::CheckOut() const {
       absl::StrCat("--out ", options_.out, ": the folder is not empty"));
 }
 
-// Where none is given, one is learnt. It is kept until the end beside the
-// checkpoints, or beside the result, under the digest of what it was learnt
-// from: a run that is begun again does not learn it again.
+// It is kept until the end beside the checkpoints, or beside the result, under
+// the digest of what it was learnt from: a run that is begun again does not
+// learn it again. Returns the model.
+absl::StatusOr<std::string> Run::LearnPieces() {
+  listener_->OnPhase("learning the SentencePiece model");
+  PieceModelOptions pieces;
+  pieces.pieces = options_.pieces;
+  pieces.lower_case = options_.lower_case;
+  pieces.threads = workers_->count();
+  ASSIGN_OR_RETURN(const std::vector<std::string> lines,
+                   SampleLines(options_.texts, pieces.sample_bytes));
+  std::string all =
+      absl::StrCat(pieces.pieces, pieces.lower_case, pieces.threads);
+  for (const std::string& line : lines) absl::StrAppend(&all, "\n", line);
+  const std::string name = absl::StrCat("pieces-", Sha256(all).substr(0, 16));
+  learnt_pieces_ = options_.checkpoint_folder.empty()
+                       ? absl::StrCat(options_.out, ".", name)
+                       : JoinPath(options_.checkpoint_folder, name);
+  const std::string path = JoinPath(learnt_pieces_, "spiece.model");
+  if (PathExists(path)) return ReadFile(path);
+  RETURN_IF_ERROR(MakeFolders(learnt_pieces_));
+  ASSIGN_OR_RETURN(const std::string model,
+                   TrainPieceModel(lines, pieces, learnt_pieces_));
+  RETURN_IF_ERROR(WriteFile(JoinPath(learnt_pieces_, "tokenizer_config.json"),
+                            PieceModelConfigJson()));
+  RETURN_IF_ERROR(WriteFileAtomically(path, model));
+  return model;
+}
+
+// What process 0 learns, in a folder of each of the others' own.
+absl::Status Run::ShareOutPieces() {
+  std::string model;
+  if (IsFirst()) {
+    ASSIGN_OR_RETURN(model, LearnPieces());
+  }
+  if (processes_ == nullptr) return absl::OkStatus();
+  ASSIGN_OR_RETURN(model, processes_->Share("pieces", model));
+  if (IsFirst()) return absl::OkStatus();
+  learnt_pieces_ =
+      (std::filesystem::temp_directory_path() /
+       absl::StrCat("vitrine-pieces-", getpid(), "-", processes_->rank()))
+          .string();
+  RETURN_IF_ERROR(MakeFolders(learnt_pieces_));
+  RETURN_IF_ERROR(WriteFile(JoinPath(learnt_pieces_, "tokenizer_config.json"),
+                            PieceModelConfigJson()));
+  return WriteFile(JoinPath(learnt_pieces_, "spiece.model"), model);
+}
+
 absl::Status Run::MakeTokenizer() {
   if (!options_.from.empty()) {
     ASSIGN_OR_RETURN(source_, LoadSourceModel(options_.from));
@@ -148,31 +219,8 @@ absl::Status Run::MakeTokenizer() {
   }
   tokenizer_folder_ = options_.tokenizer;
   if (tokenizer_folder_.empty()) {
-    listener_->OnPhase("learning the SentencePiece model");
-    PieceModelOptions pieces;
-    pieces.pieces = options_.pieces;
-    pieces.lower_case = options_.lower_case;
-    pieces.threads = workers_->count();
-    ASSIGN_OR_RETURN(const std::vector<std::string> lines,
-                     SampleLines(options_.texts, pieces.sample_bytes));
-    std::string all =
-        absl::StrCat(pieces.pieces, pieces.lower_case, pieces.threads);
-    for (const std::string& line : lines) absl::StrAppend(&all, "\n", line);
-    const std::string name = absl::StrCat("pieces-", Sha256(all).substr(0, 16));
-    learnt_pieces_ = options_.checkpoint_folder.empty()
-                         ? absl::StrCat(options_.out, ".", name)
-                         : JoinPath(options_.checkpoint_folder, name);
+    RETURN_IF_ERROR(ShareOutPieces());
     tokenizer_folder_ = learnt_pieces_;
-    if (!PathExists(JoinPath(tokenizer_folder_, "spiece.model"))) {
-      RETURN_IF_ERROR(MakeFolders(tokenizer_folder_));
-      ASSIGN_OR_RETURN(const std::string model,
-                       TrainPieceModel(lines, pieces, tokenizer_folder_));
-      RETURN_IF_ERROR(
-          WriteFile(JoinPath(tokenizer_folder_, "tokenizer_config.json"),
-                    PieceModelConfigJson()));
-      RETURN_IF_ERROR(WriteFileAtomically(
-          JoinPath(tokenizer_folder_, "spiece.model"), model));
-    }
     RETURN_IF_ERROR(CheckStop());
   }
   ASSIGN_OR_RETURN(tokenizer_, LoadTokenizer(tokenizer_folder_));
@@ -303,6 +351,13 @@ void Run::MakeOptimizer() {
   groups[0].weight_decay = options_.weight_decay;
   optimizer_ = NewAdamW(groups, workers_.get(), options_.beta2);
   stage_->StartTraining(options_.seed);
+  if (processes_ == nullptr) return;
+  // As if all processes' workers were those of one.
+  std::vector<Dropout>& dropout = stage_->dropout();
+  for (size_t i = 0; i < dropout.size(); ++i) {
+    dropout[i] = Dropout(options_.seed * 1000003 +
+                         processes_->rank() * dropout.size() + i);
+  }
 }
 
 // All that the numbers of a step depend on.
@@ -321,6 +376,9 @@ absl::StatusOr<std::string> Run::Fingerprint() const {
         total_steps_, static_cast<int64_t>(o.seed), int64_t{report_.bf16},
         int64_t{workers_->count()}, int64_t{at::get_num_threads()}}) {
     absl::StrAppend(&text, "|", value);
+  }
+  if (processes_ != nullptr) {
+    absl::StrAppend(&text, "|processes ", processes_->size());
   }
   if (o.stage == Stage::kMatching) {
     absl::StrAppend(&text, "|", o.negatives, "|", o.hard_negatives);
@@ -362,29 +420,73 @@ std::vector<StateFile> Run::StateFiles() {
   return files;
 }
 
-absl::Status Run::Resume() {
-  if (options_.checkpoint_folder.empty()) return absl::OkStatus();
-  RETURN_IF_ERROR(MakeFolders(options_.checkpoint_folder));
-  // Parameters and two moments; twice, for the old checkpoint goes when the
-  // new one is there.
-  RETURN_IF_ERROR(CheckFreeDisk(options_.checkpoint_folder,
-                                report_.parameters * 4 * 3 * 2, "checkpoints"));
-  ASSIGN_OR_RETURN(std::string fingerprint, Fingerprint());
-  states_ = std::make_unique<TrainingStateStore>(options_.checkpoint_folder,
-                                                 std::move(fingerprint));
+// Of all processes, or their sums would be of different things.
+absl::Status Run::CheckSameRun() {
+  ASSIGN_OR_RETURN(fingerprint_, Fingerprint());
+  if (processes_ == nullptr) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const std::string first,
+                   processes_->Share("fingerprint", fingerprint_));
+  if (first == fingerprint_) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "process ", processes_->rank(),
+      " has not what process 0 has: texts, options, tokenizer, --from, number "
+      "of threads or bf16 differ"));
+}
+
+// Into the tensors, too. kNotFound: there is none to go on from.
+absl::StatusOr<internal::TrainingState> Run::LoadState() {
+  if (states_ == nullptr) return absl::NotFoundError("no checkpoints");
   internal::TrainingState state;
   const absl::Status loaded = states_->Load(&state, StateFiles());
-  if (absl::IsNotFound(loaded)) return absl::OkStatus();
-  if (!loaded.ok()) {
+  if (loaded.ok()) return state;
+  if (!absl::IsNotFound(loaded)) {
     Log(LogLevel::kWarning, "checkpoint_not_used",
         {{"folder", options_.checkpoint_folder}, {"reason", loaded}});
     report_.warnings.push_back(absl::StrCat(
         "training starts from the beginning: ", std::string(loaded.message())));
-    return absl::OkStatus();
   }
-  for (int i = 0; i < state.dropout_size() && i < stage_->dropout().size();
+  return absl::NotFoundError("none that fits");
+}
+
+absl::Status Run::Resume() {
+  if (!options_.checkpoint_folder.empty() && IsFirst()) {
+    RETURN_IF_ERROR(MakeFolders(options_.checkpoint_folder));
+    // Parameters and two moments; twice, for the old checkpoint goes when the
+    // new one is there.
+    RETURN_IF_ERROR(CheckFreeDisk(options_.checkpoint_folder,
+                                  report_.parameters * 4 * 3 * 2,
+                                  "checkpoints"));
+    states_ = std::make_unique<TrainingStateStore>(options_.checkpoint_folder,
+                                                   fingerprint_);
+  }
+  absl::StatusOr<internal::TrainingState> loaded = LoadState();
+  if (processes_ != nullptr) {
+    // What process 0 found goes to all.
+    ASSIGN_OR_RETURN(
+        const std::string shared,
+        processes_->Share("state",
+                          loaded.ok() ? loaded->SerializeAsString() : ""));
+    if (!shared.empty()) {
+      internal::TrainingState state;
+      if (!state.ParseFromString(shared)) {
+        return absl::InternalError("process 0's state is none");
+      }
+      loaded = std::move(state);
+      for (const StateFile& file : StateFiles()) {
+        for (const StateFile::Tensor& tensor : file.tensors) {
+          RETURN_IF_ERROR(processes_->Copy(tensor.values));
+        }
+      }
+    }
+  }
+  if (!loaded.ok()) return absl::OkStatus();
+  const internal::TrainingState& state = *loaded;
+  std::vector<Dropout>& dropout = stage_->dropout();
+  const auto first = static_cast<int>(dropout.size()) * options_.processes.rank;
+  for (int i = 0;
+       i < static_cast<int>(dropout.size()) && first + i < state.dropout_size();
        ++i) {
-    stage_->dropout()[i].set_state(state.dropout(i));
+    dropout[i].set_state(state.dropout(first + i));
   }
   *optimizer_->GetState().steps = state.optimizer_steps();
   step_ = state.step();
@@ -395,23 +497,44 @@ absl::Status Run::Resume() {
   training_seconds_ = state.training_seconds();
   seconds_before_ = state.seconds();
   report_.resumed_step = step_;
-  Log(LogLevel::kInfo, "training_resumed",
-      {{"folder", options_.checkpoint_folder}, {"step", step_}});
+  if (IsFirst()) {
+    Log(LogLevel::kInfo, "training_resumed",
+        {{"folder", options_.checkpoint_folder}, {"step", step_}});
+  }
   return absl::OkStatus();
 }
 
 // A checkpoint that cannot be written costs the work since the one before,
-// and only if the run is cut off: training goes on.
-void Run::SaveState() {
+// and only if the run is cut off: training goes on. All processes come here
+// together, for each has streams of dropout of its own.
+absl::Status Run::SaveState() {
   saved_ = Clock::now();
-  if (states_ == nullptr) return;
+  if (options_.checkpoint_folder.empty()) return absl::OkStatus();
+  std::vector<uint64_t> streams;
+  for (const Dropout& dropout : stage_->dropout()) {
+    streams.push_back(dropout.state());
+  }
+  if (processes_ != nullptr) {
+    // Halves of 32 bits, which a double holds.
+    std::vector<double> halves(2 * streams.size() * processes_->size());
+    double* half = halves.data() + 2 * streams.size() * processes_->rank();
+    for (const uint64_t stream : streams) {
+      *half++ = static_cast<double>(stream >> 32);
+      *half++ = static_cast<double>(stream & 0xffffffff);
+    }
+    RETURN_IF_ERROR(processes_->Sum(absl::MakeSpan(halves)));
+    streams.clear();
+    for (size_t i = 0; i < halves.size(); i += 2) {
+      streams.push_back(static_cast<uint64_t>(halves[i]) << 32 |
+                        static_cast<uint64_t>(halves[i + 1]));
+    }
+  }
+  if (states_ == nullptr) return absl::OkStatus();
   internal::TrainingState state;
   state.set_step(step_);
   state.set_epoch(epoch_);
   state.set_epoch_step(next_);
-  for (const Dropout& dropout : stage_->dropout()) {
-    state.add_dropout(dropout.state());
-  }
+  for (const uint64_t stream : streams) state.add_dropout(stream);
   state.set_optimizer_steps(*optimizer_->GetState().steps);
   state.set_tokens(tokens_);
   state.set_smoothed_loss(smoothed_loss_);
@@ -425,6 +548,7 @@ void Run::SaveState() {
          {"error", saved}});
   }
   saved_ = Clock::now();
+  return absl::OkStatus();
 }
 
 // A plot is not worth the run: the first error is told, and there are no more.
@@ -460,8 +584,69 @@ std::vector<StageExample> Run::NextExamples() {
   return examples;
 }
 
+// This process's part of a step: neighbours, with about as many tokens in each
+// process.
+absl::Span<const StageExample> Run::ShareOf(
+    absl::Span<const StageExample> examples) const {
+  int64_t total = 0;
+  for (const StageExample& example : examples) {
+    total += stage_->tokens(example.text);
+  }
+  const int64_t rank = processes_->rank(), size = processes_->size();
+  size_t begin = 0, end = 0;
+  int64_t before = 0;  // tokens
+  for (const StageExample& example : examples) {
+    begin += before * size < total * rank;
+    end += before * size < total * (rank + 1);
+    before += stage_->tokens(example.text);
+  }
+  return examples.subspan(begin, end - begin);
+}
+
+// Sets the gradients to those of the step, of all processes together.
+absl::StatusOr<StageLoss> Run::ForwardBackward() {
+  const std::vector<StageExample> examples = NextExamples();
+  if (processes_ == nullptr) return stage_->ForwardBackward(examples);
+  const absl::Span<const StageExample> share = ShareOf(examples);
+  StageLoss loss;
+  if (!share.empty()) loss = stage_->ForwardBackward(share);
+
+  const at::NoGradGuard no_grad;
+  gradients_.assign(report_.parameters, 0);
+  float* place = gradients_.data();
+  for (const at::Tensor& tensor : trained_) {
+    const at::Tensor& gradient = tensor.grad();
+    if (gradient.defined() && !share.empty()) {
+      at::from_blob(place, tensor.sizes()).copy_(gradient);
+    }
+    place += tensor.numel();
+  }
+  RETURN_IF_ERROR(processes_->Sum(absl::MakeSpan(gradients_)));
+  place = gradients_.data();
+  for (at::Tensor& tensor : trained_) {
+    tensor.mutable_grad() = at::from_blob(place, tensor.sizes());
+    place += tensor.numel();
+  }
+  const bool due =
+      SecondsSince(saved_) >= options_.checkpoint_seconds && IsFirst();
+  double numbers[] = {loss.loss,
+                      static_cast<double>(loss.count),
+                      static_cast<double>(loss.found),
+                      static_cast<double>(loss.tokens),
+                      static_cast<double>(stop_),
+                      static_cast<double>(due)};
+  RETURN_IF_ERROR(processes_->Sum(absl::MakeSpan(numbers)));
+  loss.loss = numbers[0];
+  loss.count = static_cast<int64_t>(numbers[1]);
+  loss.found = static_cast<int64_t>(numbers[2]);
+  loss.tokens = static_cast<int64_t>(numbers[3]);
+  all_stop_ = numbers[4] > 0;
+  save_due_ = numbers[5] > 0;
+  return loss;
+}
+
 absl::Status Run::Step() {
-  const StageLoss loss = stage_->ForwardBackward(NextExamples());
+  ASSIGN_OR_RETURN(const StageLoss loss, ForwardBackward());
   tokens_ += loss.tokens;
   tokens_here_ += loss.tokens;
   step_loss_ = loss.loss / static_cast<double>(loss.count);
@@ -487,7 +672,7 @@ absl::Status Run::Step() {
 }
 
 void Run::Evaluate() {
-  if (report_.held_out_tokens == 0) return;
+  if (report_.held_out_tokens == 0 || !IsFirst()) return;
   const StageLoss loss = stage_->Evaluate();
   const auto count = static_cast<double>(loss.count);
   report_.perplexity = std::exp(loss.loss / count);
@@ -503,8 +688,11 @@ absl::Status Run::Train() {
   const int64_t evaluate_steps =
       std::max<int64_t>(1, options_.evaluate_tokens / options_.batch_tokens);
   while (step_ < total_steps_) {
-    if (stop_) SaveState();
-    RETURN_IF_ERROR(CheckStop());
+    // Of several processes, all stop after the same step.
+    if (processes_ == nullptr ? stop_.load() : all_stop_) {
+      RETURN_IF_ERROR(SaveState());
+      return absl::CancelledError("interrupted; nothing was written");
+    }
     const Clock::time_point start = Clock::now();
     RETURN_IF_ERROR(Step());
     seconds_here_ += SecondsSince(start);
@@ -526,12 +714,14 @@ absl::Status Run::Train() {
     listener_->OnStep(progress);
     if (step_ % evaluate_steps == 0 && step_ < total_steps_) Evaluate();
     const int64_t steps = options_.checkpoint_steps;
-    if (SecondsSince(saved_) >= options_.checkpoint_seconds ||
-        (steps > 0 && step_ % steps == 0)) {
-      SaveState();
+    if (processes_ == nullptr) {
+      save_due_ = SecondsSince(saved_) >= options_.checkpoint_seconds;
+    }
+    if (save_due_ || (steps > 0 && step_ % steps == 0)) {
+      RETURN_IF_ERROR(SaveState());
     }
   }
-  if (report_.resumed_step < step_) SaveState();
+  if (report_.resumed_step < step_) RETURN_IF_ERROR(SaveState());
   Evaluate();
   report_.steps = step_;
   report_.tokens = tokens_;
@@ -597,6 +787,7 @@ std::string Description(const PretrainOptions& o, const PretrainReport& r) {
       {"held_out_share", o.held_out_share},
       {"seed", o.seed},
       {"bf16", r.bf16},
+      {"processes", o.processes.size},
       {"workers", r.workers}};
   return json.dump(2) + "\n";
 }
@@ -640,9 +831,8 @@ absl::Status Run::WriteResult() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<PretrainReport> Run::Go() {
-  RETURN_IF_ERROR(CheckOptions(options_));
-  RETURN_IF_ERROR(CheckOut());
+absl::StatusOr<PretrainReport> Run::Work() {
+  if (IsFirst()) RETURN_IF_ERROR(CheckOut());
   report_.bf16 = options_.bf16.value_or(ProcessorHasBf16());
   workers_ = std::make_unique<Workers>(
       SetUpThreads(options_.threads, report_.bf16, kAllProducts));
@@ -651,15 +841,33 @@ absl::StatusOr<PretrainReport> Run::Go() {
   RETURN_IF_ERROR(MakeStage());
   RETURN_IF_ERROR(ReadTexts());
   MakeOptimizer();
+  RETURN_IF_ERROR(CheckSameRun());
   RETURN_IF_ERROR(Resume());
-  if (!options_.tensorboard_folder.empty()) {
+  if (!options_.tensorboard_folder.empty() && IsFirst()) {
     ASSIGN_OR_RETURN(
         plots_, TensorBoardWriter::Create(options_.tensorboard_folder, step_));
   }
   listener_->OnStart(report_);
   RETURN_IF_ERROR(Train());
-  RETURN_IF_ERROR(WriteResult());
+  if (IsFirst()) RETURN_IF_ERROR(WriteResult());
+  if (processes_ != nullptr) {
+    // None is done before the result is there.
+    double nothing = 0;
+    RETURN_IF_ERROR(processes_->Sum(absl::MakeSpan(&nothing, 1)));
+  }
   return report_;
+}
+
+absl::StatusOr<PretrainReport> Run::Go() {
+  RETURN_IF_ERROR(CheckOptions(options_));
+  if (options_.processes.size == 1) return Work();
+  listener_->OnPhase(absl::StrCat("waiting for ", options_.processes.size,
+                                  " processes at ", options_.processes.address,
+                                  ":", options_.processes.port));
+  ASSIGN_OR_RETURN(processes_, ProcessGroup::Join(options_.processes));
+  absl::StatusOr<PretrainReport> result = Work();
+  if (!result.ok()) processes_->Leave(result.status());
+  return result;
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "model/model_config.h"
 #include "trainer/masking.h"
+#include "trainer/process_group.h"
 #include "trainer/schedule.h"
 #include "trainer/text_documents.h"
 #include "vitrine/internal/manifest.pb.h"
@@ -75,6 +76,9 @@ struct PretrainOptions {
   uint64_t seed = 1;
   std::optional<bool> bf16;  // none: where the processor gains by it
   int threads = 0;           // 0: as many as processors
+  // That train together; all of them get the same options but for the rank.
+  // Process 0 alone writes: checkpoints, plots, the result.
+  ProcessOptions processes;
   double held_out_share = 0.005;
   int64_t evaluate_tokens = 4'000'000;  // between two evaluations
   bool save_f16 = false;
@@ -136,8 +140,8 @@ class PretrainListener {
 };
 
 // Blocking. kCancelled, and nothing is written but a checkpoint, soon after
-// `stop` is set. One seed and one number of threads give one result, whether
-// in one go or from checkpoints.
+// `stop` is set, in any of the processes. One seed, one number of processes and
+// one of threads give one result, whether in one go or from checkpoints.
 absl::StatusOr<PretrainReport> Pretrain(const PretrainOptions& options,
                                         PretrainListener* listener,
                                         const std::atomic<bool>& stop);

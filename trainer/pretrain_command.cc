@@ -39,6 +39,9 @@ a first field that is a list of them (sofa, couch, lounge). The result has a
 relevance head, from which fit --task relevance goes on. An encoder without
 segments for match marks gets them.
 
+Several processes train together where RANK, WORLD_SIZE, MASTER_ADDR and
+MASTER_PORT are set, as torchrun does; process 0 writes the result.
+
 With --checkpoint DIR a run that was stopped, killed or cut off goes on when the
 same command is given again, to the same result as in one go.
 
@@ -108,11 +111,17 @@ void Resolve(const CLI::App& command, PretrainFlags* flags) {
   options.save_f16 = flags->save_dtype == "f16";
 }
 
-absl::Status PretrainAndTell(const PretrainOptions& options) {
+absl::Status PretrainAndTell(PretrainOptions options) {
+  const double timeout = options.processes.timeout_seconds;
+  ASSIGN_OR_RETURN(options.processes, ProcessesOfEnvironment());
+  options.processes.timeout_seconds = timeout;
   const std::atomic<bool>& stop = StopOnSignal();
   PretrainPrinter printer(stderr);
+  PretrainListener silent;
+  const bool first = options.processes.rank == 0;
   ASSIGN_OR_RETURN(const PretrainReport report,
-                   Pretrain(options, &printer, stop));
+                   Pretrain(options, first ? &printer : &silent, stop));
+  if (!first) return absl::OkStatus();
   if (!options.checkpoint_folder.empty()) {
     const absl::Status removed =
         RemoveTrainingStates(options.checkpoint_folder);
@@ -200,7 +209,10 @@ void AddTrainingOptions(CLI::App* command, PretrainFlags* flags) {
   add("--bf16", flags->bf16,
       "bf16 products: on, off, or auto (on where the processor has them)")
       ->check(CLI::IsMember({"auto", "on", "off"}));
-  add("--threads", o->threads, "0: one for each processor");
+  add("--threads", o->threads,
+      "0: one for each processor; of each process, where there are several");
+  add("--process-timeout", o->processes.timeout_seconds,
+      "Seconds to wait for other processes");
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cmath>
 #include <filesystem>
 #include <stdexcept>
 #include <string>
@@ -328,6 +329,124 @@ TEST_F(ContrastivePretrainTest, NeedsAnEncoderAndPairs) {
   options.texts = {{shop_.File("pairs.jsonl"), {{"title"}}}};
   EXPECT_THAT(Error(options), HasSubstr("112 documents, none of them with two "
                                         "fields or enough words"));
+}
+
+class MatchingPretrainTest : public ContrastivePretrainTest {
+ protected:
+  PretrainOptions Matching() const {
+    PretrainOptions options = Contrastive();
+    options.stage = Stage::kMatching;
+    options.negatives = 3;
+    options.hard_negatives = 1;
+    return options;
+  }
+};
+
+TEST_F(MatchingPretrainTest, QueriesFindTheirItemsAndFitGoesOnFromTheHead) {
+  PretrainOptions mlm = Options();
+  mlm.epochs = 1;
+  mlm.segments = 2;
+  Unbroken(mlm);
+  PretrainOptions options = Matching();
+  options.from = mlm.out;
+  options.out = shop_.File("matching");
+  options.epochs = 40;
+  options.held_out_share = 0.2;
+  Cutter listener;
+  const auto report = Pretrain(options, &listener, listener.stop);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_THAT(report->warnings, IsEmpty());
+  EXPECT_EQ(report->candidates, 4);
+  EXPECT_NEAR(listener.first_loss, std::log(4), 0.1);
+  EXPECT_LT(report->loss, 0.6 * listener.first_loss);
+  EXPECT_LT(report->perplexity, 3);
+  EXPECT_GT(report->accuracy, 0.45);
+
+  // What transformers would make of it, and the layer of masked words.
+  const auto checkpoint = LoadCheckpoint(options.out, {});
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  EXPECT_THAT(checkpoint->config.architectures,
+              ElementsAre("BertForSequenceClassification"));
+  EXPECT_THAT(checkpoint->config.labels, ElementsAre("relevance"));
+  EXPECT_EQ(checkpoint->config.type_vocab_size, 4);
+  const auto file = OpenSharded(options.out);
+  for (const char* const name :
+       {"bert.pooler.dense.weight", "classifier.weight", "classifier.bias",
+        "cls.predictions.transform.dense.weight"}) {
+    EXPECT_NE((*file)->Find(name), nullptr) << name;
+  }
+
+  FineTuneOptions fit = shop_.Options();
+  fit.from = options.out;
+  fit.tasks = {shop_.Task(internal::HEAD_KIND_RELEVANCE)};
+  fit.epochs = 1;
+  FineTuneListener quiet;
+  const auto version = FineTune(fit, &quiet, listener.stop);
+  ASSERT_TRUE(version.ok()) << version.status();
+  // It ranks before it has seen a label.
+  const auto of = [&](const auto& values) {
+    for (const auto& value : values) {
+      if (value.name == "ndcg@10") return value.value;
+    }
+    return -1.0;
+  };
+  EXPECT_GT(of(version->heads[0].before),
+            of(version->heads[0].baselines[1].metrics) + 0.05);
+
+  // Other stages say that they have no use for it.
+  PretrainOptions after = Contrastive();
+  after.from = options.out;
+  after.out = shop_.File("after");
+  after.epochs = 1;
+  const auto contrastive = Pretrain(after, &listener, listener.stop);
+  ASSERT_TRUE(contrastive.ok()) << contrastive.status();
+  EXPECT_THAT(contrastive->warnings,
+              ElementsAre(HasSubstr("the head relevance of --from")));
+}
+
+TEST_F(MatchingPretrainTest, GoesOnFromItsOwnHeadOfTheMean) {
+  PretrainOptions options = Matching();
+  options.pooling = internal::POOLING_MEAN;
+  options.epochs = 30;
+  Unbroken(options);
+  PretrainOptions more = options;
+  more.from = options.out;
+  more.out = shop_.File("more");
+  more.epochs = 1;
+  more.learning_rate = 1e-5;
+  Cutter listener;
+  const auto report = Pretrain(more, &listener, listener.stop);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_LT(listener.first_loss, 1.3 * unbroken_.loss);
+  more.pooling = internal::POOLING_CLS;
+  more.out = shop_.File("cls");
+  EXPECT_THAT(Error(more), HasSubstr("--pooling cls: the head relevance of"));
+}
+
+TEST_F(MatchingPretrainTest, GoesOnToTheSameBits) {
+  Unbroken(Matching());
+  Cutter cutter;
+  cutter.stop_at = 4;
+  EXPECT_EQ(CutAndResume(WithCheckpoints(Matching()), &cutter), 4);
+}
+
+TEST_F(MatchingPretrainTest, NamesWhatItCannotWorkWith) {
+  PretrainOptions options = Matching();
+  options.from.clear();
+  EXPECT_THAT(Error(options), HasSubstr("--stage matching: needs --from"));
+  options = Matching();
+  options.negatives = 2;
+  options.hard_negatives = 3;
+  EXPECT_THAT(Error(options), HasSubstr("--hard-negatives 3: outside 0..2"));
+  options = Matching();
+  ASSERT_TRUE(WriteFile(shop_.File("few.txt"),
+                        "a red sofa\na blue sofa\nlamp\na green rug\n")
+                  .ok());
+  options.texts = {{shop_.File("few.txt"), {}}};
+  options.held_out_share = 0;
+  EXPECT_THAT(Error(options),
+              HasSubstr("3 documents of three words or more; 4 are needed for "
+                        "--negatives 3"));
 }
 
 }  // namespace
