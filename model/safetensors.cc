@@ -15,6 +15,7 @@
 #include "absl/strings/str_join.h"
 #include "base/file.h"
 #include "base/status_macros.h"
+#include "model/raw_safetensors.h"
 #include "nlohmann/json.hpp"
 
 namespace vitrine {
@@ -343,6 +344,59 @@ class FileWriter {
   int fd_ = -1;
 };
 
+// The header of a file to be written: its tensors in their order.
+class HeaderWriter {
+ public:
+  explicit HeaderWriter(const std::string& path) : path_(path) {
+    json_["__metadata__"] = {{"format", "pt"}};  // transformers wants it
+  }
+
+  // `values`: how many there are.
+  absl::Status Add(const std::string& name, const Dtype& dtype,
+                   const std::vector<int64_t>& shape, size_t values) {
+    int64_t elements = 1;
+    for (const int64_t size : shape) elements *= size;
+    if (elements != static_cast<int64_t>(values)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          path_, ": ", name, ": ", values, " values for the shape [",
+          absl::StrJoin(shape, ", "), "]"));
+    }
+    if (json_.contains(name)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path_, ": ", name, " is there twice"));
+    }
+    const uint64_t size = uint64_t{values} * dtype.bytes;
+    json_[name] = {{"dtype", dtype.name},
+                   {"shape", shape},
+                   {"data_offsets", {offset_, offset_ + size}}};
+    offset_ += size;
+    return absl::OkStatus();
+  }
+
+  absl::Status Write(FileWriter* writer) const {
+    std::string text;
+    try {
+      text = json_.dump();
+    } catch (const std::exception& e) {  // a name that is not UTF-8
+      return absl::InvalidArgumentError(absl::StrCat(path_, ": ", e.what()));
+    }
+    // Padded with spaces so that the data is aligned for who maps it.
+    text.append((8 - text.size() % 8) % 8, ' ');
+    char length[8];
+    for (int i = 0; i < 8; ++i) {
+      length[i] = uint64_t{text.size()} >> 8 * i & 0xff;
+    }
+    RETURN_IF_ERROR(writer->Open());
+    RETURN_IF_ERROR(writer->Append(absl::string_view(length, sizeof(length))));
+    return writer->Append(text);
+  }
+
+ private:
+  const std::string path_;
+  nlohmann::ordered_json json_ = nlohmann::ordered_json::object();
+  uint64_t offset_ = 0;
+};
+
 std::string Encode(const NamedTensor& tensor) {
   std::string bytes;
   if (tensor.type == TensorType::kF32) {
@@ -474,17 +528,8 @@ absl::StatusOr<std::vector<float>> ToFloats(const TensorView& tensor) {
 
 absl::Status WriteSafetensors(const std::string& path,
                               const std::vector<NamedTensor>& tensors) {
-  nlohmann::ordered_json header = nlohmann::ordered_json::object();
-  header["__metadata__"] = {{"format", "pt"}};  // transformers wants it
-  uint64_t offset = 0;
+  HeaderWriter header(path);
   for (const NamedTensor& tensor : tensors) {
-    int64_t elements = 1;
-    for (const int64_t size : tensor.shape) elements *= size;
-    if (elements != static_cast<int64_t>(tensor.values.size())) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          path, ": ", tensor.name, ": ", tensor.values.size(),
-          " values for the shape [", absl::StrJoin(tensor.shape, ", "), "]"));
-    }
     const char* dtype = tensor.type == TensorType::kF32    ? "F32"
                         : tensor.type == TensorType::kF16  ? "F16"
                         : tensor.type == TensorType::kBF16 ? "BF16"
@@ -493,33 +538,34 @@ absl::Status WriteSafetensors(const std::string& path,
       return absl::InvalidArgumentError(absl::StrCat(
           path, ": ", tensor.name, ": only F32, F16 and BF16 are written"));
     }
-    if (header.contains(tensor.name)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(path, ": ", tensor.name, " is there twice"));
-    }
-    const uint64_t size = elements * (tensor.type == TensorType::kF32 ? 4 : 2);
-    header[tensor.name] = {{"dtype", dtype},
-                           {"shape", tensor.shape},
-                           {"data_offsets", {offset, offset + size}}};
-    offset += size;
+    RETURN_IF_ERROR(header.Add(tensor.name, *FindDtype(dtype), tensor.shape,
+                               tensor.values.size()));
   }
-  std::string text;
-  try {
-    text = header.dump();
-  } catch (const std::exception& e) {  // a name that is not UTF-8
-    return absl::InvalidArgumentError(absl::StrCat(path, ": ", e.what()));
-  }
-  // Padded with spaces so that the data is aligned for who maps it.
-  text.append((8 - text.size() % 8) % 8, ' ');
-  char length[8];
-  for (int i = 0; i < 8; ++i) length[i] = uint64_t{text.size()} >> 8 * i & 0xff;
-
   FileWriter writer(path);
-  RETURN_IF_ERROR(writer.Open());
-  RETURN_IF_ERROR(writer.Append(absl::string_view(length, sizeof(length))));
-  RETURN_IF_ERROR(writer.Append(text));
+  RETURN_IF_ERROR(header.Write(&writer));
   for (const NamedTensor& tensor : tensors) {
     RETURN_IF_ERROR(writer.Append(Encode(tensor)));
+  }
+  return writer.Close();
+}
+
+absl::Status WriteRawSafetensors(const std::string& path,
+                                 const std::vector<RawTensor>& tensors) {
+  HeaderWriter header(path);
+  for (const RawTensor& tensor : tensors) {
+    const Dtype* const dtype = FindDtype(tensor.dtype);
+    if (dtype == nullptr || tensor.bytes.size() % dtype->bytes != 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ": ", tensor.name, ": ", tensor.bytes.size(),
+                       " bytes are no tensor of ", tensor.dtype));
+    }
+    RETURN_IF_ERROR(header.Add(tensor.name, *dtype, tensor.shape,
+                               tensor.bytes.size() / dtype->bytes));
+  }
+  FileWriter writer(path);
+  RETURN_IF_ERROR(header.Write(&writer));
+  for (const RawTensor& tensor : tensors) {
+    RETURN_IF_ERROR(writer.Append(tensor.bytes));
   }
   return writer.Close();
 }

@@ -16,6 +16,7 @@
 #include "base/status_macros.h"
 #include "base/textproto.h"
 #include "model/checkpoint.h"
+#include "model/cooccurrence.h"
 #include "model/load_tokenizer.h"
 
 namespace vitrine {
@@ -195,12 +196,11 @@ internal::Head EmbeddingHead(const internal::Manifest& manifest) {
   return embedding;
 }
 
-ServableModel::ServableModel(internal::Manifest manifest,
-                             std::unique_ptr<Tokenizer> tokenizer,
-                             EncoderConfig encoder,
-                             internal::EncodingOptions resolved_encoding,
-                             std::vector<internal::Head> heads,
-                             std::unique_ptr<Engine> engine)
+ServableModel::ServableModel(
+    internal::Manifest manifest, std::unique_ptr<Tokenizer> tokenizer,
+    EncoderConfig encoder, internal::EncodingOptions resolved_encoding,
+    std::vector<internal::Head> heads, std::unique_ptr<Engine> engine,
+    std::vector<std::shared_ptr<const Cooccurrence>> counts)
     : manifest_(std::move(manifest)),
       tokenizer_(std::move(tokenizer)),
       encoder_(std::move(encoder)),
@@ -208,6 +208,7 @@ ServableModel::ServableModel(internal::Manifest manifest,
       featurizer_(*tokenizer_, encoding_, encoder_),
       heads_(std::move(heads)),
       engine_(std::move(engine)),
+      counts_(std::move(counts)),
       loaded_at_(absl::Now()) {}
 
 absl::StatusOr<std::shared_ptr<const ServableModel>> ServableModel::Load(
@@ -236,6 +237,7 @@ absl::StatusOr<std::shared_ptr<const ServableModel>> ServableModel::Load(
       *manifest.add_heads() = head.head;
     }
   }
+  ASSIGN_OR_RETURN(auto counts, OpenCooccurrences(folder, heads));
   heads.push_back(EmbeddingHead(manifest));
   // Once more, since the name "embedding" may be taken.
   RETURN_IF_ERROR(Annotate(CheckHeads(heads), folder));
@@ -278,7 +280,7 @@ absl::StatusOr<std::shared_ptr<const ServableModel>> ServableModel::Load(
                folder));
   return std::make_shared<const ServableModel>(
       std::move(manifest), *std::move(tokenizer), encoder, *std::move(encoding),
-      std::move(heads), *std::move(engine));
+      std::move(heads), *std::move(engine), std::move(counts));
 }
 
 std::string ServableModel::version() const {
@@ -295,6 +297,10 @@ int ServableModel::recommendation_head() const {
 
 int ServableModel::interest_head() const {
   return FindKind(heads_, internal::HEAD_KIND_INTEREST);
+}
+
+const Cooccurrence* ServableModel::cooccurrence(int head) const {
+  return head < counts_.size() ? counts_[head].get() : nullptr;
 }
 
 int ServableModel::embedding_head() const {

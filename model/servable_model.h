@@ -16,6 +16,8 @@
 
 namespace vitrine {
 
+class Cooccurrence;
+
 struct ServableOptions {
   EngineOptions engine;
   internal::EncodingOptions encoding;  // set fields override the manifest's
@@ -36,12 +38,14 @@ class ServableModel {
   static absl::StatusOr<std::shared_ptr<const ServableModel>> Load(
       const std::string& folder, const ServableOptions& options);
 
-  // For tests: any parts. heads[h] is head number h.
+  // For tests: any parts. heads[h] is head number h, counts[h] its
+  // co-occurrences (null, or beyond the end: it has none).
   ServableModel(internal::Manifest manifest,
                 std::unique_ptr<Tokenizer> tokenizer, EncoderConfig encoder,
                 internal::EncodingOptions resolved_encoding,
                 std::vector<internal::Head> heads,
-                std::unique_ptr<Engine> engine);
+                std::unique_ptr<Engine> engine,
+                std::vector<std::shared_ptr<const Cooccurrence>> counts = {});
 
   const internal::Manifest& manifest() const { return manifest_; }
   const std::string& name() const { return manifest_.model(); }
@@ -62,6 +66,9 @@ class ServableModel {
   int recommendation_head() const;
   int interest_head() const;
   int embedding_head() const;
+  // What the shop's sequences say to this head's recommendations; null: it goes
+  // by texts alone.
+  const Cooccurrence* cooccurrence(int head) const;
   // By name; an empty name means the only classification head. kNotFound lists
   // what there is; kInvalidArgument where several leave an empty name open.
   absl::StatusOr<int> classification_head(absl::string_view name) const;
@@ -74,6 +81,7 @@ class ServableModel {
   const Featurizer featurizer_;
   const std::vector<internal::Head> heads_;
   const std::unique_ptr<Engine> engine_;
+  const std::vector<std::shared_ptr<const Cooccurrence>> counts_;
   const absl::Time loaded_at_;
 };
 

@@ -12,8 +12,8 @@ namespace {
 
 absl::Status AddTask(const FitTask& wanted, const Split& split,
                      absl::Span<const internal::Head> heads,
-                     const Featurizer& featurizer, int count,
-                     CalibrationRows* out) {
+                     const HeadCounts& counts, const Featurizer& featurizer,
+                     int count, CalibrationRows* out) {
   const std::string name = HeadName(wanted);
   const auto head =
       std::find_if(heads.begin(), heads.end(), [&](const internal::Head& h) {
@@ -29,6 +29,9 @@ absl::Status AddTask(const FitTask& wanted, const Split& split,
   }
   TaskSettings settings;
   settings.head = *head;
+  settings.counts_from = CountsFrom::kSource;
+  const auto own = counts.find(name);
+  if (own != counts.end()) settings.source_counts = own->second;
   ASSIGN_OR_RETURN(auto task,
                    NewTask(settings, featurizer, out->data.catalogue, split));
   const int known = head->labels_size();
@@ -73,15 +76,16 @@ int CalibrationRows::calibration_sequences() const {
 
 absl::StatusOr<std::unique_ptr<CalibrationRows>> RowsOfTasks(
     const std::string& items, absl::Span<const FitTask> tasks,
-    absl::Span<const internal::Head> heads, const Featurizer& featurizer,
-    int count, double validation_share, const std::atomic<bool>& stop) {
+    absl::Span<const internal::Head> heads, const HeadCounts& counts,
+    const Featurizer& featurizer, int count, double validation_share,
+    const std::atomic<bool>& stop) {
   auto out = std::make_unique<CalibrationRows>();
   ASSIGN_OR_RETURN(out->data,
                    ReadTaskData(items, tasks, validation_share, stop));
   out->digest = out->data.digest;
   for (size_t i = 0; i < tasks.size(); ++i) {
-    RETURN_IF_ERROR(AddTask(tasks[i], out->data.splits[i], heads, featurizer,
-                            count, out.get()));
+    RETURN_IF_ERROR(AddTask(tasks[i], out->data.splits[i], heads, counts,
+                            featurizer, count, out.get()));
     RETURN_IF_ERROR(CheckStop(stop));
   }
   RETURN_IF_ERROR(CheckEnough(*out, heads));

@@ -12,6 +12,7 @@
 #include "absl/types/span.h"
 #include "model/featurizer.h"
 #include "trainer/fit_task.h"
+#include "trainer/source_model.h"
 #include "trainer/task.h"
 #include "trainer/text_inputs.h"
 #include "vitrine/internal/manifest.pb.h"
@@ -38,14 +39,16 @@ struct CalibrationRows {
   int calibration_sequences() const;
 };
 
-// `count` sequences of each task, from the rows that a fit would train on. A
+// `count` sequences of each task, from the rows that a fit would train on; the
+// tasks evaluate with `counts`, which recommendation heads have beside them. A
 // head without rows of its own gets those of the first task. kInvalidArgument:
 // a task whose head is not among `heads`, labels that a head does not know, too
 // few rows. `featurizer` outlives the result.
 absl::StatusOr<std::unique_ptr<CalibrationRows>> RowsOfTasks(
     const std::string& items, absl::Span<const FitTask> tasks,
-    absl::Span<const internal::Head> heads, const Featurizer& featurizer,
-    int count, double validation_share, const std::atomic<bool>& stop);
+    absl::Span<const internal::Head> heads, const HeadCounts& counts,
+    const Featurizer& featurizer, int count, double validation_share,
+    const std::atomic<bool>& stop);
 
 // As ReadTextInputs(): pairs for relevance heads, each text alone for others.
 absl::StatusOr<std::unique_ptr<CalibrationRows>> RowsOfTexts(

@@ -225,6 +225,8 @@ absl::Status Run::MakeTasks() {
     settings.relevance_loss = options_.relevance_loss;
     settings.temperature = options_.temperature;
     settings.targets_per_user = options_.targets_per_user;
+    settings.counts_from =
+        options_.co_occurrence ? CountsFrom::kRows : CountsFrom::kNone;
     const std::string name = HeadName(options_.tasks[i]);
     const int parent = network_->FindHead(name);
     if (parent >= 0) {
@@ -232,6 +234,7 @@ absl::Status Run::MakeTasks() {
     } else {
       settings.head.set_pooling(options_.pooling);
     }
+    settings.source_counts = source_->CountsOf(name);
     settings.head.set_name(name);
     settings.head.set_kind(options_.tasks[i].kind);
     if (parent >= 0 && network_->head(parent).kind() != settings.head.kind()) {
@@ -259,7 +262,7 @@ absl::Status Run::MakeTasks() {
     ASSIGN_OR_RETURN(const int head,
                      network_->PutHead(task->head(), options_.seed + i));
     Evaluation before;
-    if (parent >= 0) before = task->Evaluate(*network_, head);
+    if (parent >= 0) before = task->EvaluateSource(*network_, head);
     report.before = before.metrics();
     before_.push_back(std::move(before));
     std::vector<int> tokens(task->examples());
@@ -360,8 +363,9 @@ absl::StatusOr<std::string> Run::Fingerprint() const {
         static_cast<int64_t>(o.relevance_loss), int64_t{o.batch_size},
         int64_t{o.batch_tokens}, int64_t{o.epochs}, int64_t{o.patience},
         int64_t{o.freeze}, static_cast<int64_t>(o.seed),
-        int64_t{o.targets_per_user}, int64_t{report_.bf16},
-        int64_t{workers_->count()}, int64_t{at::get_num_threads()}}) {
+        int64_t{o.targets_per_user}, int64_t{o.co_occurrence},
+        int64_t{report_.bf16}, int64_t{workers_->count()},
+        int64_t{at::get_num_threads()}}) {
     absl::StrAppend(&text, "|", value);
   }
   absl::StrAppend(&text, "|", digest_, "|", PrintTextProto(encoding_), "|",
@@ -703,6 +707,10 @@ NewVersion Run::MakeVersion() const {
   version.encoder = network_->SaveEncoder(type);
   version.heads = network_->SaveHeads(type);
   version.tokenizer_folder = source_->folder;
+  version.counts = source_->counts;
+  for (const auto& task : tasks_) {
+    version.counts[task->head().name()] = task->counts();
+  }
 
   internal::Manifest& manifest = version.manifest;
   if (source_->manifest.model() == options_.model) {
@@ -863,6 +871,9 @@ absl::Status Run::Publish() {
   for (size_t i = 0; i < tasks_.size(); ++i) {
     after_.push_back(tasks_[i]->Evaluate(*network_, heads_[i]));
     report_.heads[i].after = after_[i].metrics();
+    std::vector<Baseline> parts = tasks_[i]->Parts();
+    std::move(parts.begin(), parts.end(),
+              std::back_inserter(report_.heads[i].baselines));
     for (internal::LabelScore score : after_[i].label_scores()) {
       score.set_head(report_.heads[i].name);
       report_.label_scores.push_back(std::move(score));

@@ -52,6 +52,9 @@ struct FineTuneOptions {
   RelevanceLoss relevance_loss = RelevanceLoss::kGraded;
   double temperature = 0.05;
   int targets_per_user = 20;
+  // Recommendation: counts which items go together, where there are users
+  // enough to weigh that; false: texts alone.
+  bool co_occurrence = true;
   // Of new heads; what is trained already keeps its own.
   internal::Pooling pooling = internal::POOLING_UNSPECIFIED;
   internal::EncodingOptions encoding;  // set fields replace the parent's

@@ -59,6 +59,7 @@ struct FitFlags {
   std::string relevance_loss = "graded";
   std::string freeze = "none";
   std::string bf16 = "auto";
+  std::string co_occurrence = "auto";
   std::string pooling = "cls";
   std::string save_dtype = "f32";
   std::string match_marks = "auto";
@@ -91,6 +92,7 @@ void Resolve(const CLI::App& command, FitFlags* flags) {
         "--freeze", flags->freeze + " is neither none, encoder nor a number");
   }
   if (flags->bf16 != "auto") options.bf16 = flags->bf16 == "on";
+  options.co_occurrence = flags->co_occurrence == "auto";
   options.pooling =
       flags->pooling == "mean" ? internal::POOLING_MEAN : internal::POOLING_CLS;
   options.save_f16 = flags->save_dtype == "f16";
@@ -178,6 +180,10 @@ void AddTrainingOptions(CLI::App* command, FitFlags* flags) {
   add("--temperature", o->temperature, "Of recommendation's softmax");
   add("--targets-per-user", o->targets_per_user,
       "Recommendation: a user's newest items to predict; 0: all");
+  add("--co-occurrence", flags->co_occurrence,
+      "Recommendation: beside the texts, which items go together in the rows: "
+      "auto (with 300 users or more, else as the parent has it) or off")
+      ->check(CLI::IsMember({"auto", "off"}));
   add("--pooling", flags->pooling, "What new heads read: cls or mean")
       ->check(CLI::IsMember({"cls", "mean"}));
   add("--seed", o->seed, "Of order, dropout and new heads");

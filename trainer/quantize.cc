@@ -162,7 +162,8 @@ absl::Status Run::ReadRows() {
                                         options_.validation_share));
   } else {
     ASSIGN_OR_RETURN(rows_, RowsOfTasks(options_.items, options_.tasks, heads_,
-                                        *featurizer_, options_.calibration_rows,
+                                        source_->counts, *featurizer_,
+                                        options_.calibration_rows,
                                         options_.validation_share, stop_));
   }
   for (size_t i = 0; i < rows_->tasks.size(); ++i) {

@@ -1,7 +1,10 @@
-// Recommendation: a history and its next item, each a unit vector; softmax of
-// their cosines over the items of the batch. An item that is often a target is
-// often a negative too: the log of its share of the targets is taken off its
-// logit (Yi et al., Sampling-bias-corrected neural modeling, 2019).
+// Recommendation: a history and its next item, each a unit vector, beside what
+// the training rows say of which items go together (model/cooccurrence.h).
+//
+// The vectors learn by the softmax of their cosines over the items of the
+// batch. An item that is often a target is often a negative too: the log of its
+// share of the targets is taken off its logit (Yi et al.,
+// Sampling-bias-corrected neural modeling, 2019).
 
 #include <ATen/ATen.h>
 
@@ -11,10 +14,21 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "model/cooccurrence.h"
+#include "trainer/cooccurrence_counts.h"
+#include "trainer/mixture_fit.h"
 #include "trainer/task.h"
 
 namespace vitrine {
 namespace {
+
+// Users for the mixture: a share of them, at most so many; and fewer say
+// nothing.
+constexpr double kMixtureShare = 0.1;
+constexpr double kMostMixtureUsers = 2000;
+constexpr size_t kLeastMixtureUsers = 30;
+// Items that a calibration tells the next one from, beside those with counts.
+constexpr size_t kOthers = 200;
 
 class RecommendationTask : public Task {
  public:
@@ -23,6 +37,9 @@ class RecommendationTask : public Task {
       : Task(settings.head),
         temperature_(settings.temperature),
         targets_per_user_(settings.targets_per_user),
+        source_counts_(settings.source_counts),
+        counts_from_(settings.evaluation_only ? CountsFrom::kSource
+                                              : settings.counts_from),
         catalogue_(catalogue),
         split_(split) {}
 
@@ -35,10 +52,12 @@ class RecommendationTask : public Task {
       items_.push_back(featurizer.Single(*text));
     }
     counts_.assign(catalogue_.listed, 0);
+    RETURN_IF_ERROR(InitCounts(featurizer));
     const auto& users = split_.training.histories;
     for (int32_t user = 0; user < users.size(); ++user) {
       const std::vector<int32_t>& items = users[user].items;
       for (const int32_t item : items) ++counts_[item];
+      if (IsForMixture(users[user])) continue;
       size_t first = 1;
       if (targets_per_user_ > 0 && items.size() > targets_per_user_) {
         first = std::max<size_t>(1, items.size() - targets_per_user_);
@@ -47,7 +66,7 @@ class RecommendationTask : public Task {
         ASSIGN_OR_RETURN(Encoding history,
                          EncodeHistory(featurizer, catalogue_,
                                        absl::MakeSpan(items).subspan(0, i)));
-        training_.push_back({user, items[i], std::move(history)});
+        training_.push_back({user, items[i], i, std::move(history)});
       }
     }
     for (const HistoryRow& row : split_.validation.histories) {
@@ -114,24 +133,19 @@ class RecommendationTask : public Task {
 
   Evaluation Evaluate(const Inference& model, int h) const override {
     if (validation_.empty()) return {};
-    // Some users at a time: all of them times all items may be too much.
-    constexpr size_t kUsers = 1024;
     const at::Tensor items = Vectors(model, h, Pointers(items_));
-    const at::Tensor users = Vectors(model, h, Pointers(validation_));
-    std::vector<int64_t> places;
-    for (size_t begin = 0; begin < validation_.size(); begin += kUsers) {
-      const size_t end = std::min(begin + kUsers, validation_.size());
-      const at::Tensor cosines = Cosines(users.slice(0, begin, end), items);
-      for (size_t i = begin; i < end; ++i) {
-        places.push_back(Place(
-            i, absl::MakeSpan(
-                   cosines.data_ptr<float>() + (i - begin) * items_.size(),
-                   items_.size())));
-      }
+    std::shared_ptr<const Cooccurrence> counts = served_;
+    if (!calibrated_ && counts_from_ == CountsFrom::kRows) {
+      counts = Fitted(model, h, items);
     }
-    Evaluation evaluation = EvaluateNextItem(places);
-    evaluation.set_unit_digest(DigestOf(split_.validation, catalogue_));
-    return evaluation;
+    return EvaluateBy(counts.get(), items,
+                      Vectors(model, h, Pointers(validation_)));
+  }
+
+  Evaluation EvaluateSource(const Inference& model, int h) const override {
+    if (validation_.empty()) return {};
+    return EvaluateBy(source_counts_.get(), Vectors(model, h, Pointers(items_)),
+                      Vectors(model, h, Pointers(validation_)));
   }
 
   std::vector<Baseline> Baselines() const override {
@@ -141,39 +155,65 @@ class RecommendationTask : public Task {
     for (size_t i = 0; i < validation_.size(); ++i) {
       places.push_back(Place(i, popularity));
     }
-    return {{"popularity", EvaluateNextItem(places).metrics()}};
+    return {{"popularity", EvaluateNextItem(places).metrics()},
+            {"item-item", EvaluateItemItem().metrics()}};
   }
 
   // The score's scale: next items against the rest of the catalogue, by the
   // rows held out, or by some of the training rows where there are none.
-  void Calibrate(Network* network, int h) const override {
+  void Calibrate(Network* network, int h) override {
+    const at::Tensor items = Vectors(*network, h, Pointers(items_));
+    if (counts_from_ == CountsFrom::kRows) {
+      served_ = Fitted(*network, h, items);
+    }
+    calibrated_ = true;
+    if (served_ != nullptr && !validation_.empty()) {
+      text_alone_ = EvaluateBy(nullptr, items,
+                               Vectors(*network, h, Pointers(validation_)))
+                        .metrics();
+    }
+
     constexpr size_t kRows = 1000;
     std::vector<const Encoding*> histories;
     std::vector<const std::vector<int32_t>*> seen;
+    std::vector<absl::Span<const int32_t>> before;  // what came, of all seen
     std::vector<int32_t> targets;
+    const auto add = [&](const Encoding& history,
+                         const std::vector<int32_t>& all, int32_t target,
+                         size_t place) {
+      histories.push_back(&history);
+      seen.push_back(&all);
+      before.push_back(absl::MakeSpan(all).subspan(0, place));
+      targets.push_back(target);
+    };
     for (size_t i = 0; i < validation_.size() && i < kRows; ++i) {
-      const auto& items = split_.validation.histories[i].items;
-      histories.push_back(&validation_[i]);
-      seen.push_back(&items);
-      targets.push_back(items.back());
+      const auto& all = split_.validation.histories[i].items;
+      add(validation_[i], all, all.back(), all.size() - 1);
     }
-    for (size_t i = 0; validation_.empty() && i < training_.size() && i < kRows;
-         ++i) {
+    // Without held-out rows, those of the mixture are; without them, some that
+    // were trained on.
+    for (size_t i = 0;
+         validation_.empty() && i < mixture_users_.size() && i < kRows; ++i) {
+      const auto& all = mixture_users_[i]->items;
+      add(mixture_histories_[i], all, all.back(), all.size() - 1);
+    }
+    const bool by_training = histories.empty();
+    for (size_t i = 0; by_training && i < training_.size() && i < kRows; ++i) {
       const Example& e =
           training_[i * training_.size() / std::min(kRows, training_.size())];
-      histories.push_back(&e.history);
-      seen.push_back(&split_.training.histories[e.user].items);
-      targets.push_back(e.target);
+      add(e.history, split_.training.histories[e.user].items, e.target,
+          e.place);
     }
-    const at::Tensor cosines = Cosines(Vectors(*network, h, histories),
-                                       Vectors(*network, h, Pointers(items_)));
+    const at::Tensor logits = Cosines(Vectors(*network, h, histories), items);
+    const Combiner combine(*this, served_.get());
     std::vector<float> positives, negatives;
     for (size_t i = 0; i < histories.size(); ++i) {
-      const float* const row = cosines.data_ptr<float>() + i * items_.size();
+      float* const row = logits.data_ptr<float>() + i * items_.size();
+      combine(before[i], absl::MakeSpan(row, items_.size()));
       positives.push_back(row[targets[i]]);
       const absl::flat_hash_set<int32_t> own(seen[i]->begin(), seen[i]->end());
       // Some hundred a row, spread over the catalogue, say enough.
-      const size_t stride = std::max<size_t>(1, items_.size() / 200);
+      const size_t stride = std::max<size_t>(1, items_.size() / kOthers);
       for (size_t item = i % stride; item < items_.size(); item += stride) {
         if (!own.contains(static_cast<int32_t>(item))) {
           negatives.push_back(row[item]);
@@ -185,6 +225,15 @@ class RecommendationTask : public Task {
                            static_cast<float>(fit.bias));
   }
 
+  std::vector<Baseline> Parts() const override {
+    if (text_alone_.empty()) return {};
+    return {{"text alone", text_alone_}};
+  }
+
+  std::shared_ptr<const Cooccurrence> counts() const override {
+    return served_;
+  }
+
   std::vector<const Encoding*> Samples(size_t count) const override {
     return SpreadOver(items_, count);
   }
@@ -193,8 +242,198 @@ class RecommendationTask : public Task {
   struct Example {
     int32_t user;
     int32_t target;
+    size_t place;  // of the target in the user's row
     Encoding history;
   };
+
+  // Users whom texts do not train on, so that the mixture weighs what it will
+  // meet, and not what has been learnt by heart.
+  bool IsForMixture(const HistoryRow& row) const {
+    return counts_from_ == CountsFrom::kRows &&
+           IsHeldOut(absl::StrCat("mixture ", row.user_id), mixture_share_);
+  }
+
+  // Counts, or says where they come from instead.
+  absl::Status InitCounts(const Featurizer& featurizer) {
+    if (counts_from_ == CountsFrom::kRows) {
+      const auto& users = split_.training.histories;
+      mixture_share_ =
+          std::min(kMixtureShare,
+                   kMostMixtureUsers / static_cast<double>(users.size() + 1));
+      std::vector<const HistoryRow*> all_users, rest;
+      for (const HistoryRow& row : users) {
+        all_users.push_back(&row);
+        (IsForMixture(row) ? mixture_users_ : rest).push_back(&row);
+      }
+      if (mixture_users_.size() < kLeastMixtureUsers) {
+        mixture_users_.clear();
+        counts_from_ = CountsFrom::kSource;
+      } else {
+        ASSIGN_OR_RETURN(
+            mixture_counts_,
+            Cooccurrence::Create(CountCooccurrences(rest, catalogue_)));
+        table_ = CountCooccurrences(all_users, catalogue_);
+      }
+    }
+    if (counts_from_ == CountsFrom::kSource) served_ = source_counts_;
+    for (const HistoryRow* const row : mixture_users_) {
+      const auto history =
+          absl::MakeSpan(row->items).subspan(0, row->items.size() - 1);
+      ASSIGN_OR_RETURN(Encoding encoding,
+                       EncodeHistory(featurizer, catalogue_, history));
+      mixture_histories_.push_back(std::move(encoding));
+    }
+    return absl::OkStatus();
+  }
+
+  // The catalogue's items as the counts number them.
+  std::vector<int32_t> Numbers(const Cooccurrence& counts,
+                               absl::Span<const int32_t> items) const {
+    std::vector<int32_t> out;
+    for (const int32_t item : items) {
+      out.push_back(counts.Find(catalogue_.items[item].id()));
+    }
+    return out;
+  }
+
+  // The counts of all training rows, with the mixture for such vectors.
+  std::shared_ptr<const Cooccurrence> Fitted(const Inference& model, int h,
+                                             const at::Tensor& items) const {
+    const at::Tensor users = Vectors(model, h, Pointers(mixture_histories_));
+    const Cooccurrence& counts = *mixture_counts_;
+    std::vector<MixtureRow> rows;
+    for (size_t i = 0; i < mixture_users_.size(); ++i) {
+      const at::Tensor cosines = Cosines(
+          users.slice(0, static_cast<int64_t>(i), static_cast<int64_t>(i) + 1),
+          items);
+      const float* const cosine = cosines.data_ptr<float>();
+      const std::vector<int32_t>& all = mixture_users_[i]->items;
+      MixtureRow& row = rows.emplace_back();
+      row.history =
+          Numbers(counts, absl::MakeSpan(all).subspan(0, all.size() - 1));
+      const auto add = [&](int32_t item, float copies) {
+        row.candidates.push_back(
+            {counts.Find(catalogue_.items[item].id()), cosine[item], copies});
+      };
+      add(all.back(), 1);
+      // All that have counts, and of the others some.
+      absl::flat_hash_set<int32_t> own(all.begin(), all.end());
+      const HistoryCounts history(counts, row.history, /*decay=*/1);
+      std::vector<int32_t> counted;
+      for (const auto& [number, unused] : history.all()) {
+        counted.push_back(catalogue_.by_id.at(counts.id(number)));
+      }
+      // The map's order differs from run to run.
+      std::sort(counted.begin(), counted.end());
+      for (const int32_t item : counted) {
+        if (own.insert(item).second) add(item, 1);
+      }
+      const size_t stride = std::max<size_t>(1, items_.size() / kOthers);
+      std::vector<int32_t> others;
+      for (size_t item = i % stride; item < items_.size(); item += stride) {
+        if (!own.contains(static_cast<int32_t>(item))) {
+          others.push_back(static_cast<int32_t>(item));
+        }
+      }
+      if (others.empty()) continue;
+      const float copies =
+          static_cast<float>(items_.size() - own.size()) / others.size();
+      for (const int32_t item : others) add(item, copies);
+    }
+    CooccurrenceTable table = table_;
+    table.mixture = FitMixture(counts, rows);
+    absl::StatusOr<std::shared_ptr<const Cooccurrence>> made =
+        Cooccurrence::Create(std::move(table));
+    // What was counted fits together; where it does not, texts alone serve.
+    return made.ok() ? *std::move(made) : nullptr;
+  }
+
+  // Turns cosines with each item of the catalogue into logits as they are
+  // served; without counts they stay.
+  class Combiner {
+   public:
+    Combiner(const RecommendationTask& task, const Cooccurrence* counts)
+        : task_(task), counts_(counts) {
+      if (counts == nullptr) return;
+      for (int32_t item = 0; item < task.catalogue_.listed; ++item) {
+        numbers_.push_back(counts->Find(task.catalogue_.items[item].id()));
+        without_counts_.push_back(counts->mixture().Logit(
+            /*cosine=*/0, /*count=*/0, counts->popularity(numbers_.back())));
+      }
+    }
+
+    void operator()(absl::Span<const int32_t> history,
+                    absl::Span<float> row) const {
+      if (counts_ == nullptr) return;
+      const Mixture& mixture = counts_->mixture();
+      const HistoryCounts of(*counts_, task_.Numbers(*counts_, history),
+                             mixture.history_decay);
+      for (size_t item = 0; item < row.size(); ++item) {
+        const double count = of.Of(numbers_[item]);
+        row[item] = static_cast<float>(
+            count > 0 ? mixture.Logit(row[item], count,
+                                      counts_->popularity(numbers_[item]))
+                      : mixture.text_weight * double{row[item]} +
+                            without_counts_[item]);
+      }
+    }
+
+   private:
+    const RecommendationTask& task_;
+    const Cooccurrence* const counts_;
+    std::vector<int32_t> numbers_;        // of the catalogue's items
+    std::vector<double> without_counts_;  // the rest of their logit then
+  };
+
+  // Over the held-out rows, by `counts` where there are some.
+  Evaluation EvaluateBy(const Cooccurrence* counts, const at::Tensor& items,
+                        const at::Tensor& users) const {
+    // Some users at a time: all of them times all items may be too much.
+    constexpr size_t kUsers = 1024;
+    const Combiner combine(*this, counts);
+    std::vector<int64_t> places;
+    for (size_t begin = 0; begin < validation_.size(); begin += kUsers) {
+      const size_t end = std::min(begin + kUsers, validation_.size());
+      const at::Tensor scores = Cosines(users.slice(0, begin, end), items);
+      for (size_t i = begin; i < end; ++i) {
+        const auto row = absl::MakeSpan(
+            scores.data_ptr<float>() + (i - begin) * items_.size(),
+            items_.size());
+        combine(HistoryOf(i), row);
+        places.push_back(Place(i, row));
+      }
+    }
+    Evaluation evaluation = EvaluateNextItem(places);
+    evaluation.set_unit_digest(DigestOf(split_.validation, catalogue_));
+    return evaluation;
+  }
+
+  // What a shop would have without a language model.
+  Evaluation EvaluateItemItem() const {
+    std::vector<const HistoryRow*> users;
+    for (const HistoryRow& row : split_.training.histories) {
+      users.push_back(&row);
+    }
+    const auto counts = Cooccurrence::Create(
+        CountCooccurrences(users, catalogue_, ClassicalCounting()));
+    std::vector<int64_t> places;
+    for (size_t i = 0; i < validation_.size() && counts.ok(); ++i) {
+      std::vector<float> scores(items_.size());
+      const HistoryCounts history(**counts, Numbers(**counts, HistoryOf(i)),
+                                  kClassicalDecay);
+      for (const auto& [number, sum] : history.all()) {
+        scores[catalogue_.by_id.at((*counts)->id(number))] = sum;
+      }
+      places.push_back(Place(i, scores));
+    }
+    return EvaluateNextItem(places);
+  }
+
+  // A held-out row but for its last item.
+  absl::Span<const int32_t> HistoryOf(size_t row) const {
+    const std::vector<int32_t>& items = split_.validation.histories[row].items;
+    return absl::MakeConstSpan(items).subspan(0, items.size() - 1);
+  }
 
   // The items that a batch is told apart by, each once.
   struct Columns {
@@ -228,18 +467,30 @@ class RecommendationTask : public Task {
   }
 
   int64_t Place(size_t row, absl::Span<const float> scores) const {
-    const std::vector<int32_t>& items = split_.validation.histories[row].items;
-    return PlaceOf(items.back(), scores,
-                   absl::MakeSpan(items).subspan(0, items.size() - 1));
+    return PlaceOf(split_.validation.histories[row].items.back(), scores,
+                   HistoryOf(row));
   }
+
   const double temperature_;
   const int targets_per_user_;
+  const std::shared_ptr<const Cooccurrence> source_counts_;
+  CountsFrom counts_from_;
   const Catalogue& catalogue_;
   const Split& split_;
   std::vector<Encoding> items_;  // of the catalogue's listed items
   std::vector<int> counts_;      // of each in the training histories
   std::vector<Example> training_;
   std::vector<Encoding> validation_;  // all but the last item of each history
+
+  CooccurrenceTable table_;  // of all training rows
+  double mixture_share_ = 0;
+  std::vector<const HistoryRow*> mixture_users_;
+  std::vector<Encoding> mixture_histories_;  // all but the last item of each
+  std::unique_ptr<const Cooccurrence> mixture_counts_;  // of the other users
+
+  bool calibrated_ = false;
+  std::shared_ptr<const Cooccurrence> served_;  // null: none, or none yet
+  std::vector<MetricValue> text_alone_;
 };
 
 }  // namespace

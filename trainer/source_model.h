@@ -2,6 +2,7 @@
 
 // What a run starts from: a version folder, or a Hugging Face folder as it is.
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -15,6 +16,11 @@
 
 namespace vitrine {
 
+class Cooccurrence;
+
+// What recommendation heads have beside their weights, by the head's name.
+using HeadCounts = std::map<std::string, std::shared_ptr<const Cooccurrence>>;
+
 struct SourceModel {
   std::string folder;
   // Of a Hugging Face folder: empty but for the heads found in it.
@@ -23,6 +29,12 @@ struct SourceModel {
   Checkpoint checkpoint;
   std::unique_ptr<Tokenizer> tokenizer;
   std::vector<NamedTensor> imported;  // what some of `heads` point into
+
+  HeadCounts counts;
+  std::shared_ptr<const Cooccurrence> CountsOf(const std::string& head) const {
+    const auto it = counts.find(head);
+    return it == counts.end() ? nullptr : it->second;
+  }
 
   std::vector<internal::Head> heads() const {
     return {manifest.heads().begin(), manifest.heads().end()};

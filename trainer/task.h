@@ -23,9 +23,12 @@ class Tensor;
 
 namespace vitrine {
 
+class Cooccurrence;
+
 // What the same held-out rows give without a model.
 struct Baseline {
-  std::string name;  // "bm25", "random", "popularity", "most frequent"
+  // "bm25", "random", "popularity", "item-item", "most frequent"
+  std::string name;
   std::vector<MetricValue> metrics;
 };
 
@@ -35,6 +38,13 @@ enum class RelevanceLoss {
   kLambda,  // half of that, half LambdaLoss over the rows of a query
 };
 
+// Where a recommendation's co-occurrences come from.
+enum class CountsFrom {
+  kRows,    // counted in the training rows, where they are users enough
+  kSource,  // what the version has that training started from
+  kNone,    // texts alone
+};
+
 struct TaskSettings {
   // Name, kind and pooling. Labels are kept, those new in the data follow.
   internal::Head head;
@@ -42,7 +52,11 @@ struct TaskSettings {
   double temperature = 0.05;  // recommendation: of the cosines in the softmax
   // Recommendation: a user's newest items that become targets; 0: all.
   int targets_per_user = 20;
+  CountsFrom counts_from = CountsFrom::kRows;  // recommendation
+  // Recommendation: what the source has; null: nothing.
+  std::shared_ptr<const Cooccurrence> source_counts;
   // The task is for Evaluate() and Samples(); training rows may be missing.
+  // Counts are the source's.
   bool evaluation_only = false;
 };
 
@@ -80,12 +94,22 @@ class Task {
   // `model` is head(). Two tasks over one held-out set, each with a model of
   // its own, give evaluations that pair up.
   virtual Evaluation Evaluate(const Inference& model, int h) const = 0;
+  // The same of the source that training starts from, `model` being it: what a
+  // head has beside its weights is the source's too.
+  virtual Evaluation EvaluateSource(const Inference& model, int h) const {
+    return Evaluate(model, h);
+  }
   virtual std::vector<Baseline> Baselines() const = 0;
 
-  // After training: fits what is fitted to the trained head.
-  virtual void Calibrate(Network* network, int h) const {
-    (void)network, (void)h;
-  }
+  // After training: fits what is fitted to the trained head, which Evaluate()
+  // goes by from then on.
+  virtual void Calibrate(Network* network, int h) { (void)network, (void)h; }
+  // Once calibrated: what the head would be without some part of it, "text
+  // alone", over the held-out rows.
+  virtual std::vector<Baseline> Parts() const { return {}; }
+  // Once calibrated: what is served beside a recommendation's weights; null:
+  // nothing.
+  virtual std::shared_ptr<const Cooccurrence> counts() const { return nullptr; }
 
   // Sequences that the head is made for, for golden outputs.
   virtual std::vector<const Encoding*> Samples(size_t count) const = 0;

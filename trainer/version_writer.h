@@ -23,6 +23,7 @@ struct NewVersion {
   EncoderConfig config;
   std::vector<NamedTensor> encoder;  // BertModel's names
   std::vector<NamedTensor> heads;    // "<head>.<part>"
+  HeadCounts counts;                 // null: the head has none
   std::string tokenizer_folder;      // whose tokenizer files are copied
   internal::Manifest manifest;       // all but what Publish fills in
   // Inputs whose fp32 outputs become golden.textproto, with the head's name.
@@ -33,8 +34,8 @@ struct NewVersion {
 // checkpoint is in heads.safetensors and in the manifest.
 EncoderConfig WithoutTask(EncoderConfig config);
 
-// The same weights, tokenizer and manifest, with the encoding's defaults
-// filled in; without samples.
+// The same weights, counts, tokenizer and manifest, with the encoding's
+// defaults filled in; without samples.
 absl::StatusOr<NewVersion> CopyOf(const SourceModel& source);
 
 // Bytes that the version's weights take on disk, about.

@@ -45,7 +45,7 @@ class SampleShopLearnedTest(harness.TestCase):
         bm25, chance, _, relevance = heads["relevance"]["ndcg@10"]
         self.assertGreater(relevance, bm25 + 0.1)
         self.assertGreater(relevance, chance + 0.4)
-        popularity, _, hits = heads["recommendation"]["hr@10"]
+        popularity, *_, hits = heads["recommendation"]["hr@10"]
         self.assertGreater(hits, popularity + 0.3)
         frequent, _, interest = heads["interest"]["ndcg@10"]
         self.assertGreater(interest, frequent + 0.2)

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/strings/str_join.h"
+#include "model/cooccurrence.h"
 #include "model/load_tokenizer.h"
 #include "model/servable_model.h"
 #include "tests/testing/fake_engine.h"
@@ -24,6 +25,8 @@ struct FakeModelOptions {
   // Null: something that differs from text to text; unit vectors where the
   // head wants them.
   FakeEngine::Value value;
+  // Of heads[h], as ServableModel takes them.
+  std::vector<std::shared_ptr<const Cooccurrence>> counts;
 };
 
 inline constexpr int kFakeVectorSize = 4;
@@ -76,7 +79,7 @@ inline FakeModel NewFakeModel(FakeModelOptions options = {}) {
   manifest.set_version(options.version);
   return {std::make_shared<const ServableModel>(
               manifest, *std::move(tokenizer), encoder, *encoding,
-              std::move(heads), std::move(engine)),
+              std::move(heads), std::move(engine), options.counts),
           fake};
 }
 
