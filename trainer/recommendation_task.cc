@@ -17,6 +17,7 @@
 #include "model/cooccurrence.h"
 #include "trainer/cooccurrence_counts.h"
 #include "trainer/mixture_fit.h"
+#include "trainer/next_item_scores.h"
 #include "trainer/task.h"
 
 namespace vitrine {
@@ -205,7 +206,7 @@ class RecommendationTask : public Task {
           e.place);
     }
     const at::Tensor logits = Cosines(Vectors(*network, h, histories), items);
-    const Combiner combine(*this, served_.get());
+    const NextItemScores combine(catalogue_, served_.get());
     std::vector<float> positives, negatives;
     for (size_t i = 0; i < histories.size(); ++i) {
       float* const row = logits.data_ptr<float>() + i * items_.size();
@@ -286,16 +287,6 @@ class RecommendationTask : public Task {
     return absl::OkStatus();
   }
 
-  // The catalogue's items as the counts number them.
-  std::vector<int32_t> Numbers(const Cooccurrence& counts,
-                               absl::Span<const int32_t> items) const {
-    std::vector<int32_t> out;
-    for (const int32_t item : items) {
-      out.push_back(counts.Find(catalogue_.items[item].id()));
-    }
-    return out;
-  }
-
   // The counts of all training rows, with the mixture for such vectors.
   std::shared_ptr<const Cooccurrence> Fitted(const Inference& model, int h,
                                              const at::Tensor& items) const {
@@ -309,8 +300,8 @@ class RecommendationTask : public Task {
       const float* const cosine = cosines.data_ptr<float>();
       const std::vector<int32_t>& all = mixture_users_[i]->items;
       MixtureRow& row = rows.emplace_back();
-      row.history =
-          Numbers(counts, absl::MakeSpan(all).subspan(0, all.size() - 1));
+      row.history = NumbersOf(catalogue_, counts,
+                              absl::MakeSpan(all).subspan(0, all.size() - 1));
       const auto add = [&](int32_t item, float copies) {
         row.candidates.push_back(
             {counts.Find(catalogue_.items[item].id()), cosine[item], copies});
@@ -348,49 +339,12 @@ class RecommendationTask : public Task {
     return made.ok() ? *std::move(made) : nullptr;
   }
 
-  // Turns cosines with each item of the catalogue into logits as they are
-  // served; without counts they stay.
-  class Combiner {
-   public:
-    Combiner(const RecommendationTask& task, const Cooccurrence* counts)
-        : task_(task), counts_(counts) {
-      if (counts == nullptr) return;
-      for (int32_t item = 0; item < task.catalogue_.listed; ++item) {
-        numbers_.push_back(counts->Find(task.catalogue_.items[item].id()));
-        without_counts_.push_back(counts->mixture().Logit(
-            /*cosine=*/0, /*count=*/0, counts->popularity(numbers_.back())));
-      }
-    }
-
-    void operator()(absl::Span<const int32_t> history,
-                    absl::Span<float> row) const {
-      if (counts_ == nullptr) return;
-      const Mixture& mixture = counts_->mixture();
-      const HistoryCounts of(*counts_, task_.Numbers(*counts_, history),
-                             mixture.history_decay);
-      for (size_t item = 0; item < row.size(); ++item) {
-        const double count = of.Of(numbers_[item]);
-        row[item] = static_cast<float>(
-            count > 0 ? mixture.Logit(row[item], count,
-                                      counts_->popularity(numbers_[item]))
-                      : mixture.text_weight * double{row[item]} +
-                            without_counts_[item]);
-      }
-    }
-
-   private:
-    const RecommendationTask& task_;
-    const Cooccurrence* const counts_;
-    std::vector<int32_t> numbers_;        // of the catalogue's items
-    std::vector<double> without_counts_;  // the rest of their logit then
-  };
-
   // Over the held-out rows, by `counts` where there are some.
   Evaluation EvaluateBy(const Cooccurrence* counts, const at::Tensor& items,
                         const at::Tensor& users) const {
     // Some users at a time: all of them times all items may be too much.
     constexpr size_t kUsers = 1024;
-    const Combiner combine(*this, counts);
+    const NextItemScores combine(catalogue_, counts);
     std::vector<int64_t> places;
     for (size_t begin = 0; begin < validation_.size(); begin += kUsers) {
       const size_t end = std::min(begin + kUsers, validation_.size());
@@ -419,7 +373,8 @@ class RecommendationTask : public Task {
     std::vector<int64_t> places;
     for (size_t i = 0; i < validation_.size() && counts.ok(); ++i) {
       std::vector<float> scores(items_.size());
-      const HistoryCounts history(**counts, Numbers(**counts, HistoryOf(i)),
+      const HistoryCounts history(**counts,
+                                  NumbersOf(catalogue_, **counts, HistoryOf(i)),
                                   kClassicalDecay);
       for (const auto& [number, sum] : history.all()) {
         scores[catalogue_.by_id.at((*counts)->id(number))] = sum;

@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "nlohmann/json.hpp"
 #include "trainer/evaluation.h"
+#include "trainer/next_item_scores.h"
 
 namespace vitrine {
 namespace {
@@ -114,7 +115,7 @@ RowScoreWriter::~RowScoreWriter() {
 
 absl::Status RowScoreWriter::Write(
     const internal::Head& head, const Dataset& rows, const Catalogue& catalogue,
-    absl::Span<const std::vector<float>> outputs) {
+    const Cooccurrence* counts, absl::Span<const std::vector<float>> outputs) {
   const auto put = [this](const Json& line) {
     const std::string text =
         line.dump(-1, ' ', false, Json::error_handler_t::replace);
@@ -147,14 +148,17 @@ absl::Status RowScoreWriter::Write(
       const auto listed = static_cast<size_t>(catalogue.listed);
       const at::Tensor items = Matrix(outputs[0], listed).t();
       const at::Tensor users = Matrix(outputs[1], rows.histories.size());
+      const NextItemScores combine(catalogue, counts);
       for (size_t begin = 0; begin < rows.histories.size(); begin += kUsers) {
         const size_t end = std::min(begin + kUsers, rows.histories.size());
         const at::Tensor cosines =
             at::mm(users.slice(0, begin, end), items).contiguous();
         for (size_t i = begin; i < end; ++i) {
-          put(RecommendationLine(
-              rows.histories[i], catalogue,
-              {cosines.data_ptr<float>() + (i - begin) * listed, listed}));
+          const absl::Span<float> scores(
+              cosines.data_ptr<float>() + (i - begin) * listed, listed);
+          const std::vector<int32_t>& all = rows.histories[i].items;
+          combine(absl::MakeSpan(all).subspan(0, all.size() - 1), scores);
+          put(RecommendationLine(rows.histories[i], catalogue, scores));
         }
       }
       break;

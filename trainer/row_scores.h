@@ -24,6 +24,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "model/cooccurrence.h"
 #include "trainer/dataset.h"
 #include "vitrine/internal/manifest.pb.h"
 
@@ -41,8 +42,9 @@ class RowScoreWriter {
 
   // `outputs` are the head's raw ones, as Task::Evaluate() asks for them: those
   // of the rows; for recommendation those of the listed items before them.
+  // `counts` are the recommendation head's, null where it has none.
   absl::Status Write(const internal::Head& head, const Dataset& rows,
-                     const Catalogue& catalogue,
+                     const Catalogue& catalogue, const Cooccurrence* counts,
                      absl::Span<const std::vector<float>> outputs);
   // Nothing is sure to be in the file before.
   absl::Status Close();
