@@ -179,8 +179,7 @@ TEST_F(MatchGroupsTest, ANameOfAListIsAskedForAndGoesFromIt) {
     Add({names, Words({t + 4, 300, t + 5, 301})});
   }
   const MatchGroupMaker maker = Maker();
-  const std::vector<int32_t> one = Words({6}), two = Words({7, 8}),
-                             last = Words({9});
+  const std::vector<int32_t> one = Words({6}), two = Words({7, 8});
   std::set<std::vector<int32_t>> items;
   for (int i = 0; i < 400; ++i) {
     const MatchGroup group = maker.Draw(1, &random_);

@@ -33,6 +33,26 @@ TEST_F(SourceModelTest, FindsTheHeadOfAHuggingFaceFolder) {
   EXPECT_EQ((*source)->checkpoint.heads.count("relevance.out_proj.weight"), 1);
 }
 
+TEST_F(SourceModelTest, TheHeadReadsWhatConfigJsonSays) {
+  const std::string folder = Tiny();
+  const auto pooling = [&folder] {
+    return (*LoadSourceModel(folder))->manifest.heads(0).pooling();
+  };
+  EXPECT_EQ(pooling(), internal::POOLING_CLS);
+  const std::string config = *ReadFile(folder + "/config.json");
+  const auto write = [&](const std::string& field) {
+    ASSERT_TRUE(WriteFile(folder + "/config.json",
+                          "{\"classifier_pooling\": " + field + "," +
+                              config.substr(config.find('{') + 1))
+                    .ok());
+  };
+  write("\"mean\"");
+  EXPECT_EQ(pooling(), internal::POOLING_MEAN);
+  write("\"max\"");
+  EXPECT_THAT(std::string(LoadSourceModel(folder).status().message()),
+              HasSubstr("classifier_pooling: neither \"cls\" nor \"mean\""));
+}
+
 TEST_F(SourceModelTest, ReadsAVersionWithItsHeads) {
   testing::TinyModelOptions options;
   options.heads = testing::AllHeads();
