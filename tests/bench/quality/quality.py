@@ -117,7 +117,7 @@ class Bench:
 
         def make(folder):
             source = self.shape() if task.own_pieces else ["--from", STARTER]
-            limit = ["--tokens", 500000 if self.options.fast else 3000000]
+            limit = ["--tokens", 500000 if self.options.fast else 1000000]
             size = sum(len(json.dumps(t, ensure_ascii=False)) for t in texts)
             # Twice through a few texts is enough; more would be learnt by
             # heart.

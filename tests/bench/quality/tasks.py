@@ -138,7 +138,7 @@ def next_category(folders):
     train = []
     for user in task.train:
         items = user["items"]
-        for end in range(max(1, len(items) - 3), len(items)):
+        for end in range(max(1, len(items) - 2), len(items)):
             train.append({"user_id": user["user_id"], "items": items[:end],
                           "categories": [category[items[end]]]})
     test = [dict(user, categories=[label])
