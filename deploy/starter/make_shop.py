@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Writes the sample shop: products, graded queries, shoppers, a vocabulary.
+"""Writes the sample shop: products, graded queries, shoppers.
 
   make_shop.py            writes shop/ beside this file
   make_shop.py --out DIR  writes there
@@ -27,8 +27,6 @@ import filecmp
 import json
 import os
 import random
-import re
-import string
 import sys
 import tempfile
 
@@ -306,25 +304,6 @@ def make_categories(items, relevance):
   return Dice("categories").shuffled(rows)
 
 
-# Vocabulary ----------------------------------------------------------------
-
-
-def make_vocabulary(texts):
-  """A lower-case WordPiece vocabulary: every word of the shop is one piece,
-  and any other word of ASCII can still be spelled."""
-  words = set()
-  for text in texts:
-    words.update(re.findall(r"[a-z0-9]+", text.lower()))
-  singles = [c for c in string.printable if c > " "
-             and not ("A" <= c <= "Z")]
-  alphanumeric = string.ascii_lowercase + string.digits
-  pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-  pieces += sorted(singles)
-  pieces += sorted("##" + c for c in alphanumeric)
-  pieces += sorted(w for w in words if len(w) > 1)
-  return pieces
-
-
 # ---------------------------------------------------------------------------
 
 
@@ -337,7 +316,7 @@ def write_lines(folder, name, rows):
 
 
 FILES = ["items.jsonl", "relevance.jsonl", "users.jsonl", "interest.jsonl",
-         "categories.jsonl", "vocab.txt"]
+         "categories.jsonl"]
 
 
 def write_shop(folder):
@@ -345,14 +324,9 @@ def write_shop(folder):
   items = make_items()
   relevance = make_relevance(items)
   users, interests = make_users(items)
-  texts = FLUFF + [word for asks in COLOUR_ASKS.values() for word in asks]
-  texts += [name for t in TYPES for name in t.asks]
-  for _, _, item in items:
-    texts += [item["title"], item["brand"], item["description"]]
-    texts += item["categories"] + list(item["attributes"].values())
   for rows, name in zip(
       [[item for _, _, item in items], relevance, users, interests,
-       make_categories(items, relevance), make_vocabulary(texts)], FILES):
+       make_categories(items, relevance)], FILES):
     write_lines(folder, name, rows)
 
 

@@ -104,23 +104,6 @@ class StarterShopTest(unittest.TestCase):
       self.assertLessEqual(set(row["categories"]), labels)
     self.assertEqual({r["label"] for r in rows("categories.jsonl")}, labels)
 
-  def test_vocabulary_has_every_word_whole(self):
-    with open(os.path.join(SHOP, "vocab.txt"), encoding="utf-8") as lines:
-      pieces = [line.rstrip("\n") for line in lines]
-    self.assertEqual(len(pieces), len(set(pieces)))
-    self.assertEqual(pieces[0], "[PAD]")
-    known = set(pieces)
-    texts = [text_of(item) for item in self.items.values()]
-    texts += list(self.graded) + [r["text"] for r in rows("categories.jsonl")]
-    missing = set()
-    for text in texts:
-      missing |= set(re.findall(r"[a-z0-9]+|[^\sa-z0-9]", text.lower())) - known
-    self.assertEqual(missing, set())
-    # What is not a word of the shop is spelled, never unknown.
-    for c in "abcdefghijklmnopqrstuvwxyz0123456789":
-      self.assertIn(c, known)
-      self.assertIn("##" + c, known)
-
   def test_matching_words_ranks_better_than_chance_and_far_from_well(self):
     documents = {i: collections.Counter(words(text_of(item)))
                  for i, item in self.items.items()}
