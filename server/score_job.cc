@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "model/cooccurrence.h"
 #include "server/grpc_status.h"
 
 namespace vitrine {
@@ -76,7 +77,9 @@ class ScoreJob : public InferenceJob {
     int errors = 0;
     for (size_t i = 0; i < items_.size(); ++i) {
       ItemState& item = items_[i];
-      if (item.status.ok()) item.status = ScoreItem(outputs, &item);
+      if (item.status.ok()) {
+        item.status = ScoreItem(outputs, score_.items[i].id(), &item);
+      }
       if (!item.status.ok()) ++errors;
     }
     CountItemErrors(errors);
@@ -131,6 +134,7 @@ class ScoreJob : public InferenceJob {
       absl::StatusOr<Encoding> encoding = model().featurizer().History(history);
       if (!encoding.ok()) return Annotate(encoding.status(), "context");
       history_ = sequences().Add(*std::move(encoding), recommendation_head_);
+      CountHistory(history);
       vector_maker_ = VectorMaker(version().name, version().version,
                                   model().heads()[recommendation_head_].name());
       absl::StrAppend(&call().head, call().head.empty() ? "" : "+",
@@ -169,7 +173,8 @@ class ScoreJob : public InferenceJob {
     return absl::OkStatus();
   }
 
-  absl::Status ScoreItem(const Outputs& outputs, ItemState* item) {
+  absl::Status ScoreItem(const Outputs& outputs, absl::string_view id,
+                         ItemState* item) {
     if (by_query()) {
       ASSIGN_OR_RETURN(const absl::Span<const float> logit,
                        OutputsOf(outputs, item->pair, relevance_head_));
@@ -192,7 +197,7 @@ class ScoreJob : public InferenceJob {
               static_cast<int64_t>(vector.size() * sizeof(float)));
         }
       }
-      item->personalization = Personalization(vector);
+      item->personalization = Personalization(vector, id);
       item->score = by_query() ? (1 - weight_) * item->relevance +
                                      weight_ * item->personalization
                                : item->personalization;
@@ -201,7 +206,8 @@ class ScoreJob : public InferenceJob {
     return absl::OkStatus();
   }
 
-  double Personalization(absl::Span<const float> vector) const {
+  double Personalization(absl::Span<const float> vector,
+                         absl::string_view id) const {
     double cosine = 0;
     for (size_t d = 0; d < vector.size(); ++d) {
       cosine += static_cast<double>(vector[d]) * history_vector_[d];
@@ -211,7 +217,26 @@ class ScoreJob : public InferenceJob {
     if (head.score_scale() == 0) {
       return std::clamp((1 + cosine) / 2, 0.0, 1.0);
     }
-    return Sigmoid(head.score_scale() * cosine + head.score_bias());
+    double logit = cosine;
+    if (counts_ != nullptr) {
+      const int32_t item = counts_->Find(id);
+      logit = counts_->mixture().Logit(cosine, history_counts_->Of(item),
+                                       counts_->popularity(item));
+    }
+    return Sigmoid(head.score_scale() * logit + head.score_bias());
+  }
+
+  // What the shop's sequences say to the history. Ids that they do not know, or
+  // none at all, leave the texts to speak.
+  void CountHistory(absl::Span<const v1::Interaction* const> history) {
+    counts_ = model().cooccurrence(recommendation_head_);
+    if (counts_ == nullptr) return;
+    std::vector<int32_t> items;
+    for (const v1::Interaction* const interaction : history) {
+      if (interaction->type() == v1::INTERACTION_TYPE_SKIP) continue;
+      items.push_back(counts_->Find(interaction->item().id()));
+    }
+    history_counts_.emplace(*counts_, items, counts_->mixture().history_decay);
   }
 
   // The items of the answer: indices into the request.
@@ -258,6 +283,8 @@ class ScoreJob : public InferenceJob {
   Tokens query_;
   int history_ = -1;  // the history's sequence
   absl::Span<const float> history_vector_;
+  const Cooccurrence* counts_ = nullptr;  // of the head; null: it has none
+  std::optional<HistoryCounts> history_counts_;  // where it has some
   std::vector<ItemState> items_;
 };
 

@@ -15,9 +15,10 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "model/cooccurrence.h"
+#include "trainer/catalogue_logits.h"
 #include "trainer/cooccurrence_counts.h"
 #include "trainer/mixture_fit.h"
-#include "trainer/next_item_scores.h"
+#include "trainer/mixture_rows.h"
 #include "trainer/task.h"
 
 namespace vitrine {
@@ -28,7 +29,7 @@ namespace {
 constexpr double kMixtureShare = 0.1;
 constexpr double kMostMixtureUsers = 2000;
 constexpr size_t kLeastMixtureUsers = 30;
-// Items that a calibration tells the next one from, beside those with counts.
+// Items that the scale is fitted on, of each row.
 constexpr size_t kOthers = 200;
 
 class RecommendationTask : public Task {
@@ -205,12 +206,12 @@ class RecommendationTask : public Task {
       add(e.history, split_.training.histories[e.user].items, e.target,
           e.place);
     }
-    const at::Tensor logits = Cosines(Vectors(*network, h, histories), items);
-    const NextItemScores combine(catalogue_, served_.get());
+    const at::Tensor scores = Cosines(Vectors(*network, h, histories), items);
+    const CatalogueLogits logits(served_.get(), catalogue_);
     std::vector<float> positives, negatives;
     for (size_t i = 0; i < histories.size(); ++i) {
-      float* const row = logits.data_ptr<float>() + i * items_.size();
-      combine(before[i], absl::MakeSpan(row, items_.size()));
+      float* const row = scores.data_ptr<float>() + i * items_.size();
+      logits.Combine(before[i], absl::MakeSpan(row, items_.size()));
       positives.push_back(row[targets[i]]);
       const absl::flat_hash_set<int32_t> own(seen[i]->begin(), seen[i]->end());
       // Some hundred a row, spread over the catalogue, say enough.
@@ -291,48 +292,17 @@ class RecommendationTask : public Task {
   std::shared_ptr<const Cooccurrence> Fitted(const Inference& model, int h,
                                              const at::Tensor& items) const {
     const at::Tensor users = Vectors(model, h, Pointers(mixture_histories_));
-    const Cooccurrence& counts = *mixture_counts_;
     std::vector<MixtureRow> rows;
     for (size_t i = 0; i < mixture_users_.size(); ++i) {
       const at::Tensor cosines = Cosines(
           users.slice(0, static_cast<int64_t>(i), static_cast<int64_t>(i) + 1),
           items);
-      const float* const cosine = cosines.data_ptr<float>();
-      const std::vector<int32_t>& all = mixture_users_[i]->items;
-      MixtureRow& row = rows.emplace_back();
-      row.history = NumbersOf(catalogue_, counts,
-                              absl::MakeSpan(all).subspan(0, all.size() - 1));
-      const auto add = [&](int32_t item, float copies) {
-        row.candidates.push_back(
-            {counts.Find(catalogue_.items[item].id()), cosine[item], copies});
-      };
-      add(all.back(), 1);
-      // All that have counts, and of the others some.
-      absl::flat_hash_set<int32_t> own(all.begin(), all.end());
-      const HistoryCounts history(counts, row.history, /*decay=*/1);
-      std::vector<int32_t> counted;
-      for (const auto& [number, unused] : history.all()) {
-        counted.push_back(catalogue_.by_id.at(counts.id(number)));
-      }
-      // The map's order differs from run to run.
-      std::sort(counted.begin(), counted.end());
-      for (const int32_t item : counted) {
-        if (own.insert(item).second) add(item, 1);
-      }
-      const size_t stride = std::max<size_t>(1, items_.size() / kOthers);
-      std::vector<int32_t> others;
-      for (size_t item = i % stride; item < items_.size(); item += stride) {
-        if (!own.contains(static_cast<int32_t>(item))) {
-          others.push_back(static_cast<int32_t>(item));
-        }
-      }
-      if (others.empty()) continue;
-      const float copies =
-          static_cast<float>(items_.size() - own.size()) / others.size();
-      for (const int32_t item : others) add(item, copies);
+      rows.push_back(MixtureRowOf(
+          *mixture_counts_, catalogue_, mixture_users_[i]->items,
+          absl::MakeConstSpan(cosines.data_ptr<float>(), items_.size()), i));
     }
     CooccurrenceTable table = table_;
-    table.mixture = FitMixture(counts, rows);
+    table.mixture = FitMixture(*mixture_counts_, rows);
     absl::StatusOr<std::shared_ptr<const Cooccurrence>> made =
         Cooccurrence::Create(std::move(table));
     // What was counted fits together; where it does not, texts alone serve.
@@ -344,7 +314,7 @@ class RecommendationTask : public Task {
                         const at::Tensor& users) const {
     // Some users at a time: all of them times all items may be too much.
     constexpr size_t kUsers = 1024;
-    const NextItemScores combine(catalogue_, counts);
+    const CatalogueLogits logits(counts, catalogue_);
     std::vector<int64_t> places;
     for (size_t begin = 0; begin < validation_.size(); begin += kUsers) {
       const size_t end = std::min(begin + kUsers, validation_.size());
@@ -353,7 +323,7 @@ class RecommendationTask : public Task {
         const auto row = absl::MakeSpan(
             scores.data_ptr<float>() + (i - begin) * items_.size(),
             items_.size());
-        combine(HistoryOf(i), row);
+        logits.Combine(HistoryOf(i), row);
         places.push_back(Place(i, row));
       }
     }
@@ -374,7 +344,7 @@ class RecommendationTask : public Task {
     for (size_t i = 0; i < validation_.size() && counts.ok(); ++i) {
       std::vector<float> scores(items_.size());
       const HistoryCounts history(**counts,
-                                  NumbersOf(catalogue_, **counts, HistoryOf(i)),
+                                  NumbersOf(**counts, catalogue_, HistoryOf(i)),
                                   kClassicalDecay);
       for (const auto& [number, sum] : history.all()) {
         scores[catalogue_.by_id.at((*counts)->id(number))] = sum;

@@ -12,8 +12,8 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "nlohmann/json.hpp"
+#include "trainer/catalogue_logits.h"
 #include "trainer/evaluation.h"
-#include "trainer/next_item_scores.h"
 
 namespace vitrine {
 namespace {
@@ -148,7 +148,7 @@ absl::Status RowScoreWriter::Write(
       const auto listed = static_cast<size_t>(catalogue.listed);
       const at::Tensor items = Matrix(outputs[0], listed).t();
       const at::Tensor users = Matrix(outputs[1], rows.histories.size());
-      const NextItemScores combine(catalogue, counts);
+      const CatalogueLogits combined(counts, catalogue);
       for (size_t begin = 0; begin < rows.histories.size(); begin += kUsers) {
         const size_t end = std::min(begin + kUsers, rows.histories.size());
         const at::Tensor cosines =
@@ -157,7 +157,8 @@ absl::Status RowScoreWriter::Write(
           const absl::Span<float> scores(
               cosines.data_ptr<float>() + (i - begin) * listed, listed);
           const std::vector<int32_t>& all = rows.histories[i].items;
-          combine(absl::MakeSpan(all).subspan(0, all.size() - 1), scores);
+          combined.Combine(absl::MakeSpan(all).subspan(0, all.size() - 1),
+                         scores);
           put(RecommendationLine(rows.histories[i], catalogue, scores));
         }
       }

@@ -144,6 +144,104 @@ TEST_F(ServerTest, ScoresAHistoryByCosineThroughTheFittedScale) {
   EXPECT_FALSE(response.items(0).has_relevance());
 }
 
+// "oak" is bought with "lamp"; "rug" is popular.
+std::shared_ptr<const Cooccurrence> OakWithLamp() {
+  auto counts = Cooccurrence::Create({.ids = {"oak", "lamp", "rug"},
+                                      .popularity = {1, 1, 8},
+                                      .neighbour_ends = {1, 2, 2},
+                                      .neighbours = {1, 0},
+                                      .weights = {1, 1},
+                                      .mixture = {.history_decay = 0.5,
+                                                  .text_weight = 3,
+                                                  .count_scale = 100,
+                                                  .count_power = 1,
+                                                  .popularity_power = 0.5}});
+  EXPECT_TRUE(counts.ok()) << counts.status();
+  return *std::move(counts);
+}
+
+v1::RankRequest AfterOak(const std::string& history_id) {
+  v1::RankRequest request;
+  v1::Interaction event = Event("oak desk");
+  event.mutable_item()->set_id(history_id);
+  *request.mutable_context()->add_history() = event;
+  for (const char* const id : {"chair", "rug", "lamp"}) {
+    *request.add_items() = Item(id, "red sofa");
+  }
+  return request;
+}
+
+TEST_F(ServerTest, RanksByWhatTheShopsSequencesSay) {
+  FakeModelOptions model;
+  model.counts = {nullptr, OakWithLamp()};
+  model.heads[1].set_score_scale(0.5);
+  Start("", model);
+  v1::RankResponse response;
+  // The texts are the same: the lamp goes with the oak, the rug sells well.
+  ASSERT_TRUE(Rank(AfterOak("oak"), &response).ok());
+  EXPECT_EQ(response.items(0).item_id(), "lamp");
+  EXPECT_EQ(response.items(1).item_id(), "rug");
+  EXPECT_EQ(response.items(2).item_id(), "chair");
+  // The cosines are equal.
+  const auto inverse = [](double p) { return std::log(p / (1 - p)); };
+  EXPECT_NEAR(
+      inverse(response.items(0).score()) - inverse(response.items(2).score()),
+      0.5 * std::log(100 + std::sqrt(2.0)), 1e-4);
+  // The vectors are cached, what the history says is not.
+  v1::RankResponse again;
+  ASSERT_TRUE(Rank(AfterOak("oak"), &again).ok());
+  ASSERT_TRUE(Rank(AfterOak("pine"), &response).ok());
+  EXPECT_EQ(again.items(0).item_id(), "lamp");
+  EXPECT_EQ(response.items(0).item_id(), "rug") << "pine is not known";
+  EXPECT_EQ(response.items(1).item_id(), "lamp") << "by its popularity";
+  EXPECT_EQ(response.items(2).item_id(), "chair") << "it is not known either";
+}
+
+TEST_F(ServerTest, WhatWasPassedOverSpeaksForNothing) {
+  FakeModelOptions model;
+  model.counts = {nullptr, OakWithLamp()};
+  Start("", model);
+  v1::RankRequest request = AfterOak("pine");
+  v1::Interaction skipped = Event("oak", v1::INTERACTION_TYPE_SKIP);
+  skipped.mutable_item()->set_id("oak");
+  *request.mutable_context()->add_history() = skipped;
+  v1::RankResponse response;
+  ASSERT_TRUE(Rank(request, &response).ok());
+  EXPECT_EQ(response.items(0).item_id(), "rug");
+}
+
+TEST_F(ServerTest, WithoutIdsTheTextsSpeakAsWithoutCounts) {
+  v1::ScoreRequest request;
+  *request.mutable_context()->add_history() = Event("blue chair");
+  for (const std::string& title : ManyTitles(10)) {
+    *request.add_items() = Item("", title);
+  }
+  const auto order = [](const v1::ScoreResponse& response) {
+    std::vector<int> order;
+    for (const v1::ScoredItem& item : response.items()) {
+      order.push_back(item.index());
+    }
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+      return response.items(a).score() > response.items(b).score();
+    });
+    return order;
+  };
+  FakeModelOptions model;
+  for (internal::Head& head : model.heads) {
+    if (head.kind() == internal::HEAD_KIND_RECOMMENDATION) {
+      head.set_score_scale(0.5);
+    }
+  }
+  Start("", model);
+  v1::ScoreResponse plain, with_counts;
+  ASSERT_TRUE(Score(request, &plain).ok());
+  TearDown();
+  model.counts = {nullptr, OakWithLamp()};
+  Start("", model);
+  ASSERT_TRUE(Score(request, &with_counts).ok());
+  EXPECT_EQ(order(plain), order(with_counts));
+}
+
 TEST_F(ServerTest, ComputesAnItemsVectorOnce) {
   Start();
   v1::ScoreRequest request;

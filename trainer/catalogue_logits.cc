@@ -1,10 +1,20 @@
-#include "trainer/next_item_scores.h"
+#include "trainer/catalogue_logits.h"
 
 namespace vitrine {
 
-NextItemScores::NextItemScores(const Catalogue& catalogue,
-                               const Cooccurrence* counts)
-    : catalogue_(catalogue), counts_(counts) {
+std::vector<int32_t> NumbersOf(const Cooccurrence& counts,
+                               const Catalogue& catalogue,
+                               absl::Span<const int32_t> items) {
+  std::vector<int32_t> numbers;
+  for (const int32_t item : items) {
+    numbers.push_back(counts.Find(catalogue.items[item].id()));
+  }
+  return numbers;
+}
+
+CatalogueLogits::CatalogueLogits(const Cooccurrence* counts,
+                                 const Catalogue& catalogue)
+    : counts_(counts), catalogue_(catalogue) {
   if (counts == nullptr) return;
   for (int32_t item = 0; item < catalogue.listed; ++item) {
     numbers_.push_back(counts->Find(catalogue.items[item].id()));
@@ -13,13 +23,14 @@ NextItemScores::NextItemScores(const Catalogue& catalogue,
   }
 }
 
-void NextItemScores::operator()(absl::Span<const int32_t> history,
-                                absl::Span<float> row) const {
+void CatalogueLogits::Combine(absl::Span<const int32_t> history,
+                              absl::Span<float> row) const {
   if (counts_ == nullptr) return;
   const Mixture& mixture = counts_->mixture();
-  const HistoryCounts of(*counts_, NumbersOf(catalogue_, *counts_, history),
+  const HistoryCounts of(*counts_, NumbersOf(*counts_, catalogue_, history),
                          mixture.history_decay);
   for (size_t item = 0; item < row.size(); ++item) {
+    // Most have no counts, and no logarithm to be taken.
     const double count = of.Of(numbers_[item]);
     row[item] = static_cast<float>(
         count > 0
@@ -27,16 +38,6 @@ void NextItemScores::operator()(absl::Span<const int32_t> history,
                             counts_->popularity(numbers_[item]))
             : mixture.text_weight * double{row[item]} + without_counts_[item]);
   }
-}
-
-std::vector<int32_t> NumbersOf(const Catalogue& catalogue,
-                               const Cooccurrence& counts,
-                               absl::Span<const int32_t> items) {
-  std::vector<int32_t> out;
-  for (const int32_t item : items) {
-    out.push_back(counts.Find(catalogue.items[item].id()));
-  }
-  return out;
 }
 
 }  // namespace vitrine
