@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Vitrine from nothing to answers: installs, builds, fine-tunes a small model
+# Vitrine from nothing to answers: installs, builds, fine-tunes the starter model
 # on the sample shop, serves it and asks it; then has it learn from what shoppers
 # do, swaps the new version in under load, and rolls it back.
 #
@@ -94,23 +94,20 @@ run_logged "compiling" "$state/build.log" \
   --target vitrine-server vitrine-trainer vitrine
 
 # ------------------------------------------------------------------- train --
-. deploy/starter/recipe.sh # encoder and recipe, for the files in $shop
+. deploy/starter/recipe.sh # for the files in $shop
 
 heading "3/6  Fine-tune on the sample shop (synthetic: see deploy/starter)"
 stamp=$( (
-  printf '%s\n' "${recipe[@]}" "${encoder[@]}"
-  cat "$shop"/*
+  printf '%s\n' "${recipe[@]}"
+  cat "$shop"/* deploy/recipes/shop.toml deploy/starter/model/model.safetensors
 ) | sha256sum | cut -d' ' -f1)
 if [ -z "$fresh" ] && [ "$(cat "$state/stamp" 2>/dev/null)" = "$stamp" ]; then
   note "a model trained on these files is there: $registry"
 else
-  rm -rf "$state/stamp" "$state/unfinished" "$state/encoder" "$registry"
+  rm -rf "$state/stamp" "$state/unfinished" "$registry"
   mkdir -p "$state/unfinished"
-  "$bin/vitrine-trainer" init --vocab "$shop/vocab.txt" "${encoder[@]}" \
-    --out "$state/unfinished/encoder"
-  "$bin/vitrine-trainer" fit --from "$state/unfinished/encoder" \
-    "${recipe[@]}" --model shop --out "$state/unfinished/registry"
-  mv "$state/unfinished/encoder" "$state/encoder"
+  "$bin/vitrine-trainer" fit "${recipe[@]}" --model shop \
+    --out "$state/unfinished/registry"
   mv "$state/unfinished/registry" "$registry"
   rmdir "$state/unfinished"
   echo "$stamp" >"$state/stamp"

@@ -4,7 +4,7 @@
 #   vitrine-trainer fit "${recipe[@]}" --model shop --out REGISTRY
 # shellcheck shell=bash disable=SC2034
 
-# Four heads on the starter, together. One time through the rows is enough: it
+# Four heads on the starter, together. Twice through the rows is enough: it
 # knows the words already.
 recipe=(
   --from deploy/starter/model --recipe deploy/recipes/shop.toml

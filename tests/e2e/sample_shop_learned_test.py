@@ -11,8 +11,7 @@ import models
 FIT = """
 set -euo pipefail
 cd "$1" && shop=deploy/starter/shop && . deploy/starter/recipe.sh
-"$2" init --vocab "$shop/vocab.txt" "${encoder[@]}" --out "$3/encoder"
-"$2" fit --from "$3/encoder" "${recipe[@]}" --model shop --out "$3/registry"
+"$2" fit "${recipe[@]}" --model shop --out "$3/registry"
 """
 
 
