@@ -43,6 +43,7 @@ trap 'stop_running' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 mkdir -p "$work"
+work=$(realpath "$work")
 
 heading "Texts"
 deploy/install-packages.sh deploy/starter/apt-packages.txt
@@ -51,8 +52,8 @@ if [ ! -f "$work/texts/packages.jsonl" ]; then
   mkdir -p "$work"/apt/{lists,cache/archives}/partial
   run_logged "reading Debian's package descriptions" "$work/apt.log" \
     apt-get update -o Acquire::Languages=en -o Acquire::Retries=3 \
-    -o "Dir::State::lists=$PWD/$work/apt/lists" \
-    -o "Dir::Cache=$PWD/$work/apt/cache"
+    -o "Dir::State::lists=$work/apt/lists" \
+    -o "Dir::Cache=$work/apt/cache"
   python3 deploy/starter/texts.py --out "$work/texts" \
     --wordnet /usr/share/wordnet --shop deploy/starter/shop \
     --packages "$work"/apt/lists/*Translation-en*
@@ -79,3 +80,18 @@ stage() {
 stage mlm "${texts[@]}" "${pairs[@]}" --pieces 12000 --layers 4 --hidden 256 \
   --heads 8 --segments 4 --max-positions 512 --max-tokens 128 \
   --batch-tokens 8192 --tokens 30000000 --learning-rate 1e-3 --warmup 0.05
+
+stage pairs --stage contrastive --from "$work/mlm" --pooling mean "${pairs[@]}" \
+  "${texts[@]}" --batch-tokens 16384 --tokens 6000000 --learning-rate 3e-4 \
+  --warmup 0.1
+
+stage matching --stage matching --from "$work/pairs" --pooling mean \
+  "${pairs[@]}" --batch-tokens 16384 --tokens 6000000 --learning-rate 3e-4 \
+  --warmup 0.1 --save-dtype f16
+
+heading "Done"
+card=deploy/starter/model/README.md
+cp "$work"/matching/{config.json,model.safetensors,pretraining.json} \
+  "$work"/matching/{spiece.model,tokenizer_config.json} deploy/starter/model/
+du -sh deploy/starter/model
+note "the figures in $card are those of an earlier run; $work/*/pretraining.json has the new ones"
