@@ -274,18 +274,16 @@ std::vector<NamedTensor> Network::SaveHeads(TensorType type) const {
   return out;
 }
 
-bool Bf16Pays(const EncoderConfig& config) {
-  // Narrower products cost no more than the casts around them.
-  constexpr int64_t kNarrowest = 256;
-  const absl::StatusOr<std::string> info = ReadFile("/proc/cpuinfo");
-  return config.hidden_size >= kNarrowest && info.ok() &&
-         absl::StrContains(*info, " amx_bf16");
-}
-
 bool ProcessorHasBf16() {
   const absl::StatusOr<std::string> info = ReadFile("/proc/cpuinfo");
   return info.ok() && (absl::StrContains(*info, " amx_bf16") ||
                        absl::StrContains(*info, " avx512_bf16"));
+}
+
+bool Bf16Pays(const EncoderConfig& config) {
+  // Narrower products cost no more than the casts around them.
+  constexpr int64_t kNarrowest = 256;
+  return config.hidden_size >= kNarrowest && ProcessorHasBf16();
 }
 
 }  // namespace vitrine

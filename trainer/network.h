@@ -110,7 +110,8 @@ class Network : public Inference {
   std::vector<std::unique_ptr<TaskHead>> weights_;  // of each head
 };
 
-// Whether bf16 products are a gain for such an encoder on this processor (AMX).
+// Whether bf16 products are a gain for such an encoder on this processor: 1.5
+// times as fast at a width of 256 with AVX512-BF16, more with AMX.
 bool Bf16Pays(const EncoderConfig& config);
 
 // Whether this processor multiplies bf16 itself, with AMX or without.
