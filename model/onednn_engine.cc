@@ -362,13 +362,15 @@ class OneDnnEngine final : public Engine {
   std::vector<Layer> layers_;
   std::vector<PackedHead> heads_;
 
-  mutable std::once_flag start_once_;
-  mutable std::unique_ptr<ThreadPool> pool_;  // threads_ - 1; null for none
-  mutable std::atomic<bool> started_{false};  // pool_ is there
-
   mutable Mutex mu_;
   mutable std::vector<std::unique_ptr<Workspace>> idle_ ABSL_GUARDED_BY(mu_);
   mutable size_t workspaces_ ABSL_GUARDED_BY(mu_) = 0;  // idle or lent
+
+  // Last, so that it ends first: a thread that comes too late for a sequence
+  // looks at what is above.
+  mutable std::once_flag start_once_;
+  mutable std::unique_ptr<ThreadPool> pool_;  // threads_ - 1; null for none
+  mutable std::atomic<bool> started_{false};  // pool_ is there
 };
 
 // ---------------------------------------------------------------- running
@@ -727,6 +729,7 @@ absl::Status OneDnnEngine::RunTogether(const Share& share) const {
   };
   for (int h = 0; h < most - 1; ++h) {
     const bool posted = pool_->Post([this, team, h, run] {
+      if (team->helpers[h].load() != Team::kInvited) return;
       // All memory before it says that it is there; without, it is not missed.
       std::optional<WorkspaceLoan> own;
       if (!OutOfMemoryIsAnError([&] {
