@@ -71,7 +71,7 @@ class MaskedLm(nn.Module):
         for layer in self.layers:
             x = layer(x, mask)
         x = x.reshape(-1, x.shape[-1])[places]
-        x = self.transform_norm(F.gelu(self.transform(x)))
+        x = self.transform_norm(F.gelu(self.transform(x)).float())
         return F.linear(x, self.words.weight, self.bias)
 
 
