@@ -1,7 +1,5 @@
 #include "trainer/evaluate_progress.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
@@ -15,28 +13,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using Json = nlohmann::ordered_json;
 
-constexpr std::chrono::milliseconds kBarEvery(100);
-constexpr std::chrono::seconds kLineEvery(10);
-
-Json ToJson(const std::vector<MetricValue>& metrics) {
-  Json json = Json::object();
-  for (const MetricValue& metric : metrics) json[metric.name] = metric.value;
-  return json;
-}
-
 }  // namespace
-
-EvaluatePrinter::EvaluatePrinter(std::FILE* out)
-    : out_(out), terminal_(isatty(fileno(out)) != 0) {}
-
-EvaluatePrinter::~EvaluatePrinter() { ClearBar(); }
-
-void EvaluatePrinter::ClearBar() {
-  if (!bar_shown_) return;
-  std::fputs("\r\033[K", out_);
-  std::fflush(out_);
-  bar_shown_ = false;
-}
 
 void EvaluatePrinter::OnStart(const EvaluateReport& report) {
   absl::FPrintF(out_, "%s by %s %s on %s\n", report.source, report.engine,
@@ -55,25 +32,18 @@ void EvaluatePrinter::OnProgress(const std::string& head, int64_t sequences,
   const auto now = Clock::now();
   if (head != head_ || sequences < last_sequences_) {
     head_ = head;
-    start_ = last_ = now;
+    start_ = now;
+    line_.Start();
     first_sequences_ = sequences;
   }
   last_sequences_ = sequences;
-  if (sequences == of) ClearBar();
-  if (sequences == of || sequences == first_sequences_ ||
-      now - last_ < (terminal_ ? Clock::duration(kBarEvery)
-                               : Clock::duration(kLineEvery))) {
-    return;
-  }
-  last_ = now;
+  if (sequences == of) line_.Clear();
+  if (sequences == of || sequences == first_sequences_ || !line_.Due()) return;
   const double rate = static_cast<double>(sequences - first_sequences_) /
                       std::chrono::duration<double>(now - start_).count();
-  absl::FPrintF(out_, "%shead %s: %d of %d sequences, %.0f/s, %s left%s",
-                terminal_ ? "\r\033[K" : "", head, sequences, of, rate,
-                FormatDuration(static_cast<double>(of - sequences) / rate),
-                terminal_ ? "" : "\n");
-  std::fflush(out_);
-  bar_shown_ = terminal_;
+  line_.Show(absl::StrFormat(
+      "head %s: %d of %d sequences, %.0f/s, %s left", head, sequences, of, rate,
+      FormatDuration(static_cast<double>(of - sequences) / rate)));
 }
 
 std::string EvaluationTable(const EvaluateReport& report) {

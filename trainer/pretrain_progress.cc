@@ -1,30 +1,10 @@
 #include "trainer/pretrain_progress.h"
 
-#include <unistd.h>
-
 #include "absl/strings/str_format.h"
 #include "trainer/progress.h"
 
 namespace vitrine {
-namespace {
-
-constexpr int kBarCells = 24;
-constexpr std::chrono::milliseconds kBarEvery(100);
-constexpr std::chrono::seconds kLineEvery(10);
-
-}  // namespace
-
-PretrainPrinter::PretrainPrinter(std::FILE* out)
-    : out_(out), terminal_(isatty(fileno(out)) != 0) {}
-
-PretrainPrinter::~PretrainPrinter() { ClearBar(); }
-
-void PretrainPrinter::ClearBar() {
-  if (!bar_shown_) return;
-  std::fputs("\r\033[K", out_);
-  std::fflush(out_);
-  bar_shown_ = false;
-}
+namespace {}  // namespace
 
 void PretrainPrinter::OnPhase(const std::string& what) {
   absl::FPrintF(out_, "%s\n", what);
@@ -52,37 +32,27 @@ void PretrainPrinter::OnStart(const PretrainReport& report) {
                   report.resumed_step);
   }
   std::fflush(out_);
-  last_ = std::chrono::steady_clock::now();
+  line_.Start();
   candidates_ = report.candidates;
 }
 
 void PretrainPrinter::OnStep(const PretrainProgress& progress) {
-  const auto now = std::chrono::steady_clock::now();
-  if (now - last_ < kBarEvery && progress.step < progress.steps) return;
-  if (!terminal_ && now - last_ < kLineEvery) return;
-  last_ = now;
+  if (!line_.Due(progress.step >= progress.steps)) return;
   const std::string numbers = absl::StrFormat(
       "loss %.4f  %.0f tokens/s  %s left", progress.loss,
       progress.tokens_per_second, FormatDuration(progress.eta_seconds));
-  if (!terminal_) {
-    absl::FPrintF(out_, "step %d/%d %.2fM tokens %s\n", progress.step,
-                  progress.steps, progress.tokens / 1e6, numbers);
-    std::fflush(out_);
-    return;
-  }
-  const auto full =
-      static_cast<int>(kBarCells * progress.step / progress.steps);
-  std::string bar;
-  for (int i = 0; i < kBarCells; ++i) bar += i < full ? "█" : "░";
-  absl::FPrintF(out_, "\r\033[K%s %.1fM tokens %s", bar, progress.tokens / 1e6,
-                numbers);
-  std::fflush(out_);
-  bar_shown_ = true;
+  line_.Show(line_.terminal()
+                 ? absl::StrFormat("%s %.1fM tokens %s",
+                                   Bar(progress.step, progress.steps),
+                                   progress.tokens / 1e6, numbers)
+                 : absl::StrFormat("step %d/%d %.2fM tokens %s", progress.step,
+                                   progress.steps, progress.tokens / 1e6,
+                                   numbers));
 }
 
 void PretrainPrinter::OnEvaluate(int64_t step, double perplexity,
                                  double accuracy) {
-  ClearBar();
+  line_.Clear();
   absl::FPrintF(out_, "step %d held out: perplexity %.2f, %.1f%% found", step,
                 perplexity, 100 * accuracy);
   if (candidates_ > 0) {

@@ -8,14 +8,14 @@
 #include <string>
 
 #include "trainer/pretrain.h"
+#include "trainer/status_line.h"
 
 namespace vitrine {
 
 // Writes to `out`, which outlives it.
 class PretrainPrinter : public PretrainListener {
  public:
-  explicit PretrainPrinter(std::FILE* out);
-  ~PretrainPrinter() override;
+  explicit PretrainPrinter(std::FILE* out) : out_(out), line_(out) {}
 
   void OnPhase(const std::string& what) override;
   void OnStart(const PretrainReport& report) override;
@@ -23,13 +23,9 @@ class PretrainPrinter : public PretrainListener {
   void OnEvaluate(int64_t step, double perplexity, double accuracy) override;
 
  private:
-  void ClearBar();
-
   std::FILE* const out_;
-  const bool terminal_;
-  bool bar_shown_ = false;
+  StatusLine line_;
   int64_t candidates_ = 0;  // PretrainReport's
-  std::chrono::steady_clock::time_point last_;
 };
 
 }  // namespace vitrine

@@ -1,7 +1,5 @@
 #include "trainer/progress.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -14,10 +12,6 @@ namespace vitrine {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-constexpr int kBarCells = 24;
-constexpr std::chrono::milliseconds kBarEvery(100);
-constexpr std::chrono::seconds kLineEvery(10);
 
 std::string OneLine(const std::string& head,
                     const std::vector<MetricValue>& metrics) {
@@ -40,12 +34,6 @@ std::string Cell(const MetricValue* metric) {
   return metric == nullptr ? "-" : absl::StrFormat("%.4f", metric->value);
 }
 
-Json ToJson(const std::vector<MetricValue>& metrics) {
-  Json json = Json::object();
-  for (const MetricValue& metric : metrics) json[metric.name] = metric.value;
-  return json;
-}
-
 const v1::EvaluationMetric* FindJudged(const EvaluationReport& report,
                                        const std::string& head,
                                        const std::string& name) {
@@ -64,6 +52,12 @@ bool HasIntervals(const EvaluationReport& report, const std::string& head) {
 
 }  // namespace
 
+nlohmann::ordered_json ToJson(const std::vector<MetricValue>& metrics) {
+  Json json = Json::object();
+  for (const MetricValue& metric : metrics) json[metric.name] = metric.value;
+  return json;
+}
+
 std::string FormatDuration(double seconds) {
   const auto whole = static_cast<int64_t>(std::llround(std::max(0.0, seconds)));
   if (whole < 60) return absl::StrCat(whole, " s");
@@ -72,18 +66,6 @@ std::string FormatDuration(double seconds) {
   }
   return absl::StrFormat("%d:%02d:%02d", whole / 3600, whole / 60 % 60,
                          whole % 60);
-}
-
-ProgressPrinter::ProgressPrinter(std::FILE* out)
-    : out_(out), terminal_(isatty(fileno(out)) != 0) {}
-
-ProgressPrinter::~ProgressPrinter() { ClearBar(); }
-
-void ProgressPrinter::ClearBar() {
-  if (!bar_shown_) return;
-  std::fputs("\r\033[K", out_);
-  std::fflush(out_);
-  bar_shown_ = false;
 }
 
 void ProgressPrinter::OnStart(const FineTuneReport& report) {
@@ -106,40 +88,28 @@ void ProgressPrinter::OnStart(const FineTuneReport& report) {
                   report.resumed_step);
   }
   std::fflush(out_);
-  last_ = std::chrono::steady_clock::now();
+  line_.Start();
 }
 
 void ProgressPrinter::OnStep(const StepProgress& progress) {
-  const auto now = std::chrono::steady_clock::now();
-  if (terminal_) {
-    if (now - last_ < kBarEvery && progress.step < progress.steps) return;
-    last_ = now;
-    const auto full =
-        static_cast<int>(kBarCells * progress.step / progress.steps);
-    std::string bar;
-    for (int i = 0; i < kBarCells; ++i) bar += i < full ? "█" : "░";
-    absl::FPrintF(out_, "\r\033[Kepoch %d/%d %s loss %.4f  %.0f/s  %s left",
-                  progress.epoch, progress.epochs, bar, progress.loss,
-                  progress.examples_per_second,
-                  FormatDuration(progress.eta_seconds));
-    std::fflush(out_);
-    bar_shown_ = true;
-    return;
-  }
-  if (now - last_ < kLineEvery) return;
-  last_ = now;
-  absl::FPrintF(out_,
-                "epoch %d/%d step %d/%d loss %.4f %.0f examples/s %s left\n",
+  if (!line_.Due(progress.step >= progress.steps)) return;
+  const std::string left = FormatDuration(progress.eta_seconds);
+  line_.Show(
+      line_.terminal()
+          ? absl::StrFormat("epoch %d/%d %s loss %.4f  %.0f/s  %s left",
+                            progress.epoch, progress.epochs,
+                            Bar(progress.step, progress.steps), progress.loss,
+                            progress.examples_per_second, left)
+          : absl::StrFormat(
+                "epoch %d/%d step %d/%d loss %.4f %.0f examples/s %s left",
                 progress.epoch, progress.epochs, progress.step, progress.steps,
-                progress.loss, progress.examples_per_second,
-                FormatDuration(progress.eta_seconds));
-  std::fflush(out_);
+                progress.loss, progress.examples_per_second, left));
 }
 
 void ProgressPrinter::OnEpoch(
     int epoch, double loss, bool best,
     const std::vector<std::vector<MetricValue>>& metrics) {
-  ClearBar();
+  line_.Clear();
   std::string line = absl::StrFormat("epoch %d loss %.4f", epoch, loss);
   for (size_t i = 0; i < metrics.size(); ++i) {
     if (!metrics[i].empty()) {
@@ -151,7 +121,7 @@ void ProgressPrinter::OnEpoch(
 }
 
 void ProgressPrinter::OnJudge() {
-  ClearBar();
+  line_.Clear();
   absl::FPrintF(out_, "training is over; evaluating what it gave\n");
   std::fflush(out_);
 }

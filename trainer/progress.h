@@ -3,19 +3,20 @@
 // How a run shows itself: a bar with the time left on a terminal, plain lines
 // otherwise; tables before and after; one line of JSON for scripts.
 
-#include <chrono>
 #include <cstdio>
 #include <string>
+#include <vector>
 
+#include "nlohmann/json_fwd.hpp"
 #include "trainer/fine_tune.h"
+#include "trainer/status_line.h"
 
 namespace vitrine {
 
 // Writes to `out`, which outlives it.
 class ProgressPrinter : public FineTuneListener {
  public:
-  explicit ProgressPrinter(std::FILE* out);
-  ~ProgressPrinter() override;
+  explicit ProgressPrinter(std::FILE* out) : out_(out), line_(out) {}
 
   void OnStart(const FineTuneReport& report) override;
   void OnStep(const StepProgress& progress) override;
@@ -24,12 +25,8 @@ class ProgressPrinter : public FineTuneListener {
                const std::vector<std::vector<MetricValue>>& metrics) override;
 
  private:
-  void ClearBar();
-
   std::FILE* const out_;
-  const bool terminal_;
-  bool bar_shown_ = false;
-  std::chrono::steady_clock::time_point last_;
+  StatusLine line_;
   std::vector<std::string> head_names_;
 };
 
@@ -42,6 +39,9 @@ std::string VerdictText(const EvaluationReport& report);
 
 std::string ReportToJson(const FineTuneReport& report,
                          const std::string& model);
+
+// {name: value}, in the order given.
+nlohmann::ordered_json ToJson(const std::vector<MetricValue>& metrics);
 
 // "41 s", "3:07", "1:02:09".
 std::string FormatDuration(double seconds);

@@ -1,7 +1,5 @@
 #include "trainer/quantize_progress.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <map>
 
@@ -16,26 +14,11 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using Json = nlohmann::ordered_json;
 
-constexpr std::chrono::milliseconds kBarEvery(100);
-constexpr std::chrono::seconds kLineEvery(10);
-
 constexpr internal::Product kProducts[] = {
     internal::PRODUCT_QUERY_KEY_VALUE, internal::PRODUCT_ATTENTION_OUTPUT,
     internal::PRODUCT_INTERMEDIATE, internal::PRODUCT_OUTPUT};
 
 }  // namespace
-
-QuantizePrinter::QuantizePrinter(std::FILE* out)
-    : out_(out), terminal_(isatty(fileno(out)) != 0) {}
-
-QuantizePrinter::~QuantizePrinter() { ClearBar(); }
-
-void QuantizePrinter::ClearBar() {
-  if (!bar_shown_) return;
-  std::fputs("\r\033[K", out_);
-  std::fflush(out_);
-  bar_shown_ = false;
-}
 
 void QuantizePrinter::OnStart(const QuantizeReport& report) {
   absl::FPrintF(out_, "%s: %d sequences to calibrate on\n", report.source,
@@ -48,27 +31,21 @@ void QuantizePrinter::OnStart(const QuantizeReport& report) {
     absl::FPrintF(out_, "warning: %s\n", warning);
   }
   std::fflush(out_);
-  start_ = last_ = Clock::now();
+  start_ = Clock::now();
+  line_.Start();
 }
 
 void QuantizePrinter::OnRun(int run, int at_most, double loss) {
-  const auto now = Clock::now();
-  if (now - last_ <
-      (terminal_ ? Clock::duration(kBarEvery) : Clock::duration(kLineEvery))) {
-    return;
-  }
-  last_ = now;
-  const double seconds = std::chrono::duration<double>(now - start_).count();
-  absl::FPrintF(out_, "%srun %d of at most %d, loss %.4f, up to %s left%s",
-                terminal_ ? "\r\033[K" : "", run, at_most, loss,
-                FormatDuration(seconds / run * (at_most - run)),
-                terminal_ ? "" : "\n");
-  std::fflush(out_);
-  bar_shown_ = terminal_;
+  if (!line_.Due()) return;
+  const double seconds =
+      std::chrono::duration<double>(Clock::now() - start_).count();
+  line_.Show(absl::StrFormat("run %d of at most %d, loss %.4f, up to %s left",
+                             run, at_most, loss,
+                             FormatDuration(seconds / run * (at_most - run))));
 }
 
 void QuantizePrinter::OnJudge(const QuantizeReport& report) {
-  ClearBar();
+  line_.Clear();
   absl::FPrintF(out_, "calibrated in %d runs; measuring what it gave\n",
                 report.calibration.runs);
   std::fflush(out_);

@@ -8,26 +8,23 @@
 #include <string>
 
 #include "trainer/quantize.h"
+#include "trainer/status_line.h"
 
 namespace vitrine {
 
 // Writes to `out`, which outlives it.
 class QuantizePrinter : public QuantizeListener {
  public:
-  explicit QuantizePrinter(std::FILE* out);
-  ~QuantizePrinter() override;
+  explicit QuantizePrinter(std::FILE* out) : out_(out), line_(out) {}
 
   void OnStart(const QuantizeReport& report) override;
   void OnRun(int run, int at_most, double loss) override;
   void OnJudge(const QuantizeReport& report) override;
 
  private:
-  void ClearBar();
-
   std::FILE* const out_;
-  const bool terminal_;
-  bool bar_shown_ = false;
-  std::chrono::steady_clock::time_point start_, last_;
+  StatusLine line_;
+  std::chrono::steady_clock::time_point start_;
 };
 
 // A row for each layer, a column for each product: its bound, "-" for none, or

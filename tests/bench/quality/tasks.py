@@ -35,8 +35,6 @@ class Task:
     own_pieces: bool = False  # another language: starts from texts alone
     # Rows that are like nothing in training: what the energy is to find.
     strangers: list = None
-    # The metrics of a target or a comparison may be the smaller the better.
-    lower: tuple = ("rmse", "ece", "false_alarms@95")
 
 
 def search(folders, name, grades, after=""):
