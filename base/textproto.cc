@@ -1,5 +1,7 @@
 #include "base/textproto.h"
 
+#include <cstdint>
+
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
 #include "base/status_macros.h"
@@ -8,6 +10,9 @@
 
 namespace vitrine {
 namespace {
+
+constexpr int64_t kMaxBytes = 64 << 20;
+constexpr char kSeal[] = "# sha256: ";
 
 class ErrorCollector : public google::protobuf::io::ErrorCollector {
  public:
@@ -43,7 +48,7 @@ absl::Status ParseTextProto(absl::string_view text, absl::string_view name,
 
 absl::Status ReadTextProto(const std::string& path,
                            google::protobuf::Message* message) {
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, 64 << 20));
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxBytes));
   return ParseTextProto(text, path, message);
 }
 
@@ -53,6 +58,29 @@ std::string PrintTextProto(const google::protobuf::Message& message) {
   std::string text;
   printer.PrintToString(message, &text);
   return text;
+}
+
+absl::Status ReadSealedTextProto(const std::string& path,
+                                 google::protobuf::Message* message) {
+  ASSIGN_OR_RETURN(const std::string file, ReadFile(path, kMaxBytes));
+  const size_t end = file.rfind(kSeal);
+  if (end == std::string::npos || (end > 0 && file[end - 1] != '\n')) {
+    return absl::DataLossError(absl::StrCat(
+        path, ": cut off: its last line must be \"", kSeal, "...\""));
+  }
+  const absl::string_view text(file.data(), end);
+  if (file.substr(end) != absl::StrCat(kSeal, Sha256(text), "\n")) {
+    return absl::DataLossError(
+        absl::StrCat(path,
+                     ": cut off or changed: its last line is not the "
+                     "SHA-256 of what is above it"));
+  }
+  return ParseTextProto(text, path, message);
+}
+
+std::string PrintSealedTextProto(const google::protobuf::Message& message) {
+  const std::string text = PrintTextProto(message);
+  return absl::StrCat(text, kSeal, Sha256(text), "\n");
 }
 
 }  // namespace vitrine

@@ -21,4 +21,11 @@ absl::Status ReadTextProto(const std::string& path,
 // Fields in the order of their numbers, UTF-8 left readable.
 std::string PrintTextProto(const google::protobuf::Message& message);
 
+// The same with a last line, "# sha256: ..." of all that is above it: text that
+// was cut at the end of a field parses as well as the whole does. A file
+// without that line, or with another digest, is kDataLoss.
+absl::Status ReadSealedTextProto(const std::string& path,
+                                 google::protobuf::Message* message);
+std::string PrintSealedTextProto(const google::protobuf::Message& message);
+
 }  // namespace vitrine

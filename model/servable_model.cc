@@ -217,7 +217,7 @@ absl::StatusOr<std::shared_ptr<const ServableModel>> ServableModel::Load(
   const std::string manifest_path = JoinPath(folder, kManifestFile);
   const bool has_manifest = PathExists(manifest_path);
   if (has_manifest) {
-    RETURN_IF_ERROR(ReadTextProto(manifest_path, &manifest));
+    RETURN_IF_ERROR(ReadSealedTextProto(manifest_path, &manifest));
     if (options.verify_digests) {
       RETURN_IF_ERROR(VerifyDigests(folder, manifest));
     }

@@ -131,7 +131,7 @@ absl::Status CheckModelName(const std::string& name) {
 
 absl::StatusOr<internal::Manifest> ReadManifestFile(const std::string& path) {
   internal::Manifest manifest;
-  RETURN_IF_ERROR(ReadTextProto(path, &manifest));
+  RETURN_IF_ERROR(ReadSealedTextProto(path, &manifest));
   return manifest;
 }
 
@@ -251,7 +251,7 @@ absl::StatusOr<int64_t> ModelRegistry::Publish(
     if (!numbers.empty()) next = std::max(next, numbers.back() + 1);
     manifest.set_version(next);
     RETURN_IF_ERROR(
-        WriteFile(JoinPath(staging, kManifest), PrintTextProto(manifest)));
+        WriteFile(JoinPath(staging, kManifest), PrintSealedTextProto(manifest)));
     RETURN_IF_ERROR(SyncFolder(staging));
     const std::string target = VersionFolder(model, next);
     const int error = RenameWithoutReplacing(staging, target);

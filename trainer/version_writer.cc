@@ -157,7 +157,7 @@ absl::StatusOr<std::unique_ptr<StagedVersion>> StagedVersion::Write(
   RETURN_IF_ERROR(
       Annotate(WriteGolden(folder, version), "reading the version back"));
   RETURN_IF_ERROR(WriteFile(JoinPath(folder, "manifest.textproto"),
-                            PrintTextProto(version.manifest)));
+                            PrintSealedTextProto(version.manifest)));
   return staged;
 }
 

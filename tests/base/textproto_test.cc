@@ -52,5 +52,37 @@ TEST(TextProto, NamesAFileThatIsNotThere) {
       HasSubstr(folder.File("none")));
 }
 
+TEST(TextProto, NoticesEveryCutAndEveryChangedByteOfASealedFile) {
+  const TempFolder folder;
+  const std::string path = folder.File("sealed");
+  internal::ServerConfig config;
+  config.set_registry("r");
+  config.set_listen("127.0.0.1:0");
+  config.set_pool_threads(12);
+  const std::string whole = PrintSealedTextProto(config);
+  const auto read = [&path](const std::string& text) {
+    EXPECT_TRUE(WriteFile(path, text).ok());
+    internal::ServerConfig out;
+    return ReadSealedTextProto(path, &out);
+  };
+  EXPECT_EQ(read(whole), absl::OkStatus());
+  for (size_t size = 0; size < whole.size(); ++size) {
+    const absl::Status status = read(whole.substr(0, size));
+    EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << size;
+    EXPECT_THAT(std::string(status.message()),
+                AllOf(HasSubstr(path), HasSubstr("cut off")));
+    std::string changed = whole;
+    changed[size] ^= 1;
+    EXPECT_EQ(read(changed).code(), absl::StatusCode::kDataLoss) << size;
+  }
+  EXPECT_EQ(read(whole + "x").code(), absl::StatusCode::kDataLoss);
+  // An error in what is sealed is one of the text's.
+  internal::ServerConfig other;
+  ASSERT_TRUE(WriteFile(path, whole).ok());
+  google::protobuf::Message* wrong = other.mutable_engine();
+  EXPECT_EQ(ReadSealedTextProto(path, wrong).code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
 }  // namespace
 }  // namespace vitrine

@@ -75,7 +75,7 @@ absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const Options& options) {
   const std::string manifest_path =
       JoinPath(options.model, "manifest.textproto");
   if (PathExists(manifest_path)) {
-    RETURN_IF_ERROR(ReadTextProto(manifest_path, &manifest));
+    RETURN_IF_ERROR(ReadSealedTextProto(manifest_path, &manifest));
   }
   std::vector<internal::Head> heads(manifest.heads().begin(),
                                     manifest.heads().end());

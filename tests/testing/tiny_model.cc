@@ -212,7 +212,7 @@ absl::Status WriteManifest(const std::string& folder,
     file->set_sha256(Sha256(data));
   }
   return WriteFile(JoinPath(folder, "manifest.textproto"),
-                   PrintTextProto(manifest));
+                   PrintSealedTextProto(manifest));
 }
 
 absl::Status WriteTinyModel(const std::string& folder,

@@ -43,7 +43,7 @@ class TrainingPolicyTest : public ::testing::Test {
     const std::string folder = registry_.VersionFolder("shop", version);
     ASSERT_TRUE(MakeFolders(folder).ok());
     ASSERT_TRUE(WriteFile(JoinPath(folder, "manifest.textproto"),
-                          PrintTextProto(manifest))
+                          PrintSealedTextProto(manifest))
                     .ok());
   }
   void AddLabels(int count, const std::string& model = "shop") {
