@@ -8,7 +8,6 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
-#include "base/file.h"
 #include "base/status_macros.h"
 #include "model/raw_safetensors.h"
 #include "model/safetensors.h"
@@ -255,22 +254,6 @@ int64_t Cooccurrence::size_bytes() const {
 
 std::string CooccurrenceFile(absl::string_view head) {
   return absl::StrCat(head, ".cooccurrence.safetensors");
-}
-
-absl::StatusOr<std::vector<std::shared_ptr<const Cooccurrence>>>
-OpenCooccurrences(const std::string& folder,
-                  absl::Span<const internal::Head> heads) {
-  std::vector<std::shared_ptr<const Cooccurrence>> out;
-  for (const internal::Head& head : heads) {
-    out.emplace_back();
-    const std::string path = JoinPath(folder, CooccurrenceFile(head.name()));
-    if (head.kind() != internal::HEAD_KIND_RECOMMENDATION ||
-        !PathExists(path)) {
-      continue;
-    }
-    ASSIGN_OR_RETURN(out.back(), Cooccurrence::Open(path));
-  }
-  return out;
 }
 
 HistoryCounts::HistoryCounts(const Cooccurrence& counts,

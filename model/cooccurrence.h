@@ -17,7 +17,6 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
-#include "vitrine/internal/manifest.pb.h"
 
 namespace vitrine {
 
@@ -90,11 +89,6 @@ class Cooccurrence {
 
 // The head's file in a version folder.
 std::string CooccurrenceFile(absl::string_view head);
-// The counts of each recommendation head that has such a file, null of the
-// others.
-absl::StatusOr<std::vector<std::shared_ptr<const Cooccurrence>>>
-OpenCooccurrences(const std::string& folder,
-                  absl::Span<const internal::Head> heads);
 
 // What a history says of products by the counts. For one thread; the counts
 // outlive it.

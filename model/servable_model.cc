@@ -16,7 +16,6 @@
 #include "base/status_macros.h"
 #include "base/textproto.h"
 #include "model/checkpoint.h"
-#include "model/cooccurrence.h"
 #include "model/load_tokenizer.h"
 
 namespace vitrine {
@@ -196,11 +195,13 @@ internal::Head EmbeddingHead(const internal::Manifest& manifest) {
   return embedding;
 }
 
-ServableModel::ServableModel(
-    internal::Manifest manifest, std::unique_ptr<Tokenizer> tokenizer,
-    EncoderConfig encoder, internal::EncodingOptions resolved_encoding,
-    std::vector<internal::Head> heads, std::unique_ptr<Engine> engine,
-    std::vector<std::shared_ptr<const Cooccurrence>> counts)
+ServableModel::ServableModel(internal::Manifest manifest,
+                             std::unique_ptr<Tokenizer> tokenizer,
+                             EncoderConfig encoder,
+                             internal::EncodingOptions resolved_encoding,
+                             std::vector<internal::Head> heads,
+                             std::unique_ptr<Engine> engine,
+                             std::vector<HeadTables> tables)
     : manifest_(std::move(manifest)),
       tokenizer_(std::move(tokenizer)),
       encoder_(std::move(encoder)),
@@ -208,7 +209,7 @@ ServableModel::ServableModel(
       featurizer_(*tokenizer_, encoding_, encoder_),
       heads_(std::move(heads)),
       engine_(std::move(engine)),
-      counts_(std::move(counts)),
+      tables_(std::move(tables)),
       loaded_at_(absl::Now()) {}
 
 absl::StatusOr<std::shared_ptr<const ServableModel>> ServableModel::Load(
@@ -237,7 +238,8 @@ absl::StatusOr<std::shared_ptr<const ServableModel>> ServableModel::Load(
       *manifest.add_heads() = head.head;
     }
   }
-  ASSIGN_OR_RETURN(auto counts, OpenCooccurrences(folder, heads));
+  ASSIGN_OR_RETURN(std::vector<HeadTables> tables,
+                   OpenHeadTables(folder, heads));
   heads.push_back(EmbeddingHead(manifest));
   // Once more, since the name "embedding" may be taken.
   RETURN_IF_ERROR(Annotate(CheckHeads(heads), folder));
@@ -280,7 +282,7 @@ absl::StatusOr<std::shared_ptr<const ServableModel>> ServableModel::Load(
                folder));
   return std::make_shared<const ServableModel>(
       std::move(manifest), *std::move(tokenizer), encoder, *std::move(encoding),
-      std::move(heads), *std::move(engine), std::move(counts));
+      std::move(heads), *std::move(engine), std::move(tables));
 }
 
 std::string ServableModel::version() const {
@@ -300,7 +302,11 @@ int ServableModel::interest_head() const {
 }
 
 const Cooccurrence* ServableModel::cooccurrence(int head) const {
-  return head < counts_.size() ? counts_[head].get() : nullptr;
+  return head < tables_.size() ? tables_[head].counts.get() : nullptr;
+}
+
+const NgramClassifier* ServableModel::ngrams(int head) const {
+  return head < tables_.size() ? tables_[head].ngrams.get() : nullptr;
 }
 
 int ServableModel::embedding_head() const {

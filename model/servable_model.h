@@ -12,11 +12,10 @@
 #include "absl/time/time.h"
 #include "model/engine.h"
 #include "model/featurizer.h"
+#include "model/head_tables.h"
 #include "vitrine/internal/manifest.pb.h"
 
 namespace vitrine {
-
-class Cooccurrence;
 
 struct ServableOptions {
   EngineOptions engine;
@@ -38,14 +37,14 @@ class ServableModel {
   static absl::StatusOr<std::shared_ptr<const ServableModel>> Load(
       const std::string& folder, const ServableOptions& options);
 
-  // For tests: any parts. heads[h] is head number h, counts[h] its
-  // co-occurrences (null, or beyond the end: it has none).
+  // For tests: any parts. heads[h] is head number h, tables[h] what it has
+  // beside its weights (beyond the end: nothing).
   ServableModel(internal::Manifest manifest,
                 std::unique_ptr<Tokenizer> tokenizer, EncoderConfig encoder,
                 internal::EncodingOptions resolved_encoding,
                 std::vector<internal::Head> heads,
                 std::unique_ptr<Engine> engine,
-                std::vector<std::shared_ptr<const Cooccurrence>> counts = {});
+                std::vector<HeadTables> tables = {});
 
   const internal::Manifest& manifest() const { return manifest_; }
   const std::string& name() const { return manifest_.model(); }
@@ -69,6 +68,8 @@ class ServableModel {
   // What the shop's sequences say to this head's recommendations; null: it goes
   // by texts alone.
   const Cooccurrence* cooccurrence(int head) const;
+  // What this classification head adds to its encoder's logits; null: nothing.
+  const NgramClassifier* ngrams(int head) const;
   // By name; an empty name means the only classification head. kNotFound lists
   // what there is; kInvalidArgument where several leave an empty name open.
   absl::StatusOr<int> classification_head(absl::string_view name) const;
@@ -81,7 +82,7 @@ class ServableModel {
   const Featurizer featurizer_;
   const std::vector<internal::Head> heads_;
   const std::unique_ptr<Engine> engine_;
-  const std::vector<std::shared_ptr<const Cooccurrence>> counts_;
+  const std::vector<HeadTables> tables_;
   const absl::Time loaded_at_;
 };
 

@@ -253,11 +253,17 @@ class ClassifyJob : public ListJob {
         model().classification_head(request_.head());
     RETURN_IF_ERROR(head.status());
     UseHead(*head);
+    ngrams_ = model().ngrams(*head);
+    margins_.resize(request_.texts_size());
     return absl::OkStatus();
   }
 
   absl::StatusOr<Encoding> EncodeElement(int i) override {
-    return EncodeText(i, request_.texts(i));
+    absl::StatusOr<Encoding> text = EncodeText(i, request_.texts(i));
+    if (ngrams_ != nullptr && text.ok()) {
+      margins_[i] = ngrams_->Margins(text->ids);
+    }
+    return text;
   }
 
   absl::Status Answer(const Outputs& outputs) override {
@@ -266,14 +272,18 @@ class ClassifyJob : public ListJob {
     int errors = 0;
     for (int i = 0; i < elements(); ++i) {
       v1::Classification& out = *response_.add_results();
-      const absl::StatusOr<absl::Span<const float>> logits =
+      const absl::StatusOr<absl::Span<const float>> encoder =
           ElementOutputs(outputs, i);
-      if (!logits.ok()) {
-        *out.mutable_error() = ToRpcStatus(logits.status());
+      if (!encoder.ok()) {
+        *out.mutable_error() = ToRpcStatus(encoder.status());
         ++errors;
         continue;
       }
-      const std::vector<float> probabilities = Softmax(*logits);
+      std::vector<float> logits(encoder->begin(), encoder->end());
+      if (ngrams_ != nullptr) {
+        ngrams_->mixture().Combine(margins_[i], absl::MakeSpan(logits));
+      }
+      const std::vector<float> probabilities = Softmax(logits);
       for (const int label : Largest(probabilities, request_.top_k())) {
         v1::LabelProbability& to = *out.add_labels();
         to.set_label(LabelOf(meta, label));
@@ -289,6 +299,8 @@ class ClassifyJob : public ListJob {
  private:
   const v1::ClassifyRequest& request_;
   v1::ClassifyResponse& response_;
+  const NgramClassifier* ngrams_ = nullptr;  // of the head; null: it has none
+  std::vector<std::vector<float>> margins_;  // of each text
 };
 
 }  // namespace

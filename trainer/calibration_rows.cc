@@ -12,7 +12,7 @@ namespace {
 
 absl::Status AddTask(const FitTask& wanted, const Split& split,
                      absl::Span<const internal::Head> heads,
-                     const HeadCounts& counts, const Featurizer& featurizer,
+                     const TablesByHead& tables, const Featurizer& featurizer,
                      int count, CalibrationRows* out) {
   const std::string name = HeadName(wanted);
   const auto head =
@@ -29,9 +29,10 @@ absl::Status AddTask(const FitTask& wanted, const Split& split,
   }
   TaskSettings settings;
   settings.head = *head;
-  settings.counts_from = CountsFrom::kSource;
-  const auto own = counts.find(name);
-  if (own != counts.end()) settings.source_counts = own->second;
+  settings.counts_from = TablesFrom::kSource;
+  settings.ngrams_from = TablesFrom::kSource;
+  const auto own = tables.find(name);
+  if (own != tables.end()) settings.source_tables = own->second;
   ASSIGN_OR_RETURN(auto task,
                    NewTask(settings, featurizer, out->data.catalogue, split));
   const int known = head->labels_size();
@@ -76,7 +77,7 @@ int CalibrationRows::calibration_sequences() const {
 
 absl::StatusOr<std::unique_ptr<CalibrationRows>> RowsOfTasks(
     const std::string& items, absl::Span<const FitTask> tasks,
-    absl::Span<const internal::Head> heads, const HeadCounts& counts,
+    absl::Span<const internal::Head> heads, const TablesByHead& tables,
     const Featurizer& featurizer, int count, double validation_share,
     const std::atomic<bool>& stop) {
   auto out = std::make_unique<CalibrationRows>();
@@ -84,7 +85,7 @@ absl::StatusOr<std::unique_ptr<CalibrationRows>> RowsOfTasks(
                    ReadTaskData(items, tasks, validation_share, stop));
   out->digest = out->data.digest;
   for (size_t i = 0; i < tasks.size(); ++i) {
-    RETURN_IF_ERROR(AddTask(tasks[i], out->data.splits[i], heads, counts,
+    RETURN_IF_ERROR(AddTask(tasks[i], out->data.splits[i], heads, tables,
                             featurizer, count, out.get()));
     RETURN_IF_ERROR(CheckStop(stop));
   }

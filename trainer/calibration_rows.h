@@ -46,7 +46,7 @@ struct CalibrationRows {
 // few rows. `featurizer` outlives the result.
 absl::StatusOr<std::unique_ptr<CalibrationRows>> RowsOfTasks(
     const std::string& items, absl::Span<const FitTask> tasks,
-    absl::Span<const internal::Head> heads, const HeadCounts& counts,
+    absl::Span<const internal::Head> heads, const TablesByHead& tables,
     const Featurizer& featurizer, int count, double validation_share,
     const std::atomic<bool>& stop);
 

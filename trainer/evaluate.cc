@@ -11,7 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/status_macros.h"
-#include "model/cooccurrence.h"
+#include "model/head_tables.h"
 #include "model/servable_model.h"
 #include "store/model_registry.h"
 #include "trainer/engine_inference.h"
@@ -216,9 +216,9 @@ absl::Status Run::Measure(size_t number) {
   TaskSettings settings;
   settings.head = model_->heads()[heads_[number]];
   settings.evaluation_only = true;
-  ASSIGN_OR_RETURN(const auto counts,
-                   OpenCooccurrences(report_.folder, {settings.head}));
-  settings.source_counts = counts.front();
+  ASSIGN_OR_RETURN(const std::vector<HeadTables> tables,
+                   OpenHeadTables(report_.folder, {settings.head}));
+  settings.source_tables = tables.front();
   const Split& split = data_.splits[number];
   ASSIGN_OR_RETURN(const auto task, NewTask(settings, model_->featurizer(),
                                             data_.catalogue, split));
@@ -241,7 +241,8 @@ absl::Status Run::Measure(size_t number) {
   }
   if (scores_ == nullptr) return absl::OkStatus();
   return scores_->Write(settings.head, split.validation, data_.catalogue,
-                        counts.front().get(), inference.outputs());
+                        tables.front(), model_->featurizer(),
+                        inference.outputs());
 }
 
 absl::StatusOr<EvaluateReport> Run::Go() {

@@ -226,7 +226,7 @@ absl::Status Run::MakeTasks() {
     settings.temperature = options_.temperature;
     settings.targets_per_user = options_.targets_per_user;
     settings.counts_from =
-        options_.co_occurrence ? CountsFrom::kRows : CountsFrom::kNone;
+        options_.co_occurrence ? TablesFrom::kRows : TablesFrom::kNone;
     const std::string name = HeadName(options_.tasks[i]);
     const int parent = network_->FindHead(name);
     if (parent >= 0) {
@@ -234,7 +234,10 @@ absl::Status Run::MakeTasks() {
     } else {
       settings.head.set_pooling(options_.pooling);
     }
-    settings.source_counts = source_->CountsOf(name);
+    settings.ngrams_from =
+        options_.ngrams ? TablesFrom::kRows : TablesFrom::kNone;
+    settings.source_tables = source_->TablesOf(name);
+    settings.workers = workers_.get();
     settings.head.set_name(name);
     settings.head.set_kind(options_.tasks[i].kind);
     if (parent >= 0 && network_->head(parent).kind() != settings.head.kind()) {
@@ -364,7 +367,7 @@ absl::StatusOr<std::string> Run::Fingerprint() const {
         int64_t{o.batch_tokens}, int64_t{o.epochs}, int64_t{o.patience},
         int64_t{o.freeze}, static_cast<int64_t>(o.seed),
         int64_t{o.targets_per_user}, int64_t{o.co_occurrence},
-        int64_t{report_.bf16}, int64_t{workers_->count()},
+        int64_t{o.ngrams}, int64_t{report_.bf16}, int64_t{workers_->count()},
         int64_t{at::get_num_threads()}}) {
     absl::StrAppend(&text, "|", value);
   }
@@ -707,9 +710,9 @@ NewVersion Run::MakeVersion() const {
   version.encoder = network_->SaveEncoder(type);
   version.heads = network_->SaveHeads(type);
   version.tokenizer_folder = source_->folder;
-  version.counts = source_->counts;
+  version.tables = source_->tables;
   for (const auto& task : tasks_) {
-    version.counts[task->head().name()] = task->counts();
+    version.tables[task->head().name()] = task->tables();
   }
 
   internal::Manifest& manifest = version.manifest;

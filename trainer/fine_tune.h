@@ -55,11 +55,14 @@ struct FineTuneOptions {
   // Recommendation: counts which items go together, where there are users
   // enough to weigh that; false: texts alone.
   bool co_occurrence = true;
+  // Classification: adds a linear classifier over the texts' n-grams, where
+  // there are held-out rows enough to weigh it; false: the encoder alone.
+  bool ngrams = true;
   // Of new heads; what is trained already keeps its own.
   internal::Pooling pooling = internal::POOLING_UNSPECIFIED;
   internal::EncodingOptions encoding;  // set fields replace the parent's
   MatchMarks match_marks = MatchMarks::kAuto;
-  std::string recipe;                  // for the manifest: the options as text
+  std::string recipe;  // for the manifest: the options as text
 
   // What the result must show to be published; none: nothing.
   std::optional<v1::Gate> gate;

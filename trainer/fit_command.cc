@@ -60,6 +60,7 @@ struct FitFlags {
   std::string freeze = "none";
   std::string bf16 = "auto";
   std::string co_occurrence = "auto";
+  std::string ngrams = "auto";
   std::string pooling = "cls";
   std::string save_dtype = "f32";
   std::string match_marks = "auto";
@@ -93,6 +94,7 @@ void Resolve(const CLI::App& command, FitFlags* flags) {
   }
   if (flags->bf16 != "auto") options.bf16 = flags->bf16 == "on";
   options.co_occurrence = flags->co_occurrence == "auto";
+  options.ngrams = flags->ngrams == "auto";
   options.pooling =
       flags->pooling == "mean" ? internal::POOLING_MEAN : internal::POOLING_CLS;
   options.save_f16 = flags->save_dtype == "f16";
@@ -184,11 +186,17 @@ void AddTrainingOptions(CLI::App* command, FitFlags* flags) {
       "Recommendation: beside the texts, which items go together in the rows: "
       "auto (with 300 users or more, else as the parent has it) or off")
       ->check(CLI::IsMember({"auto", "off"}));
+  add("--ngrams", flags->ngrams,
+      "Classification: beside the encoder, a linear classifier over the tokens "
+      "of a text and their pairs: auto (with 30 held-out rows or more, else as "
+      "the parent has it) or off")
+      ->check(CLI::IsMember({"auto", "off"}));
   add("--pooling", flags->pooling, "What new heads read: cls or mean")
       ->check(CLI::IsMember({"cls", "mean"}));
   add("--seed", o->seed, "Of order, dropout and new heads");
   add("--bf16", flags->bf16,
-      "bf16 products: on, off, or auto (on where the processor has them and the "
+      "bf16 products: on, off, or auto (on where the processor has them and "
+      "the "
       "encoder is 256 wide or wider)")
       ->check(CLI::IsMember({"auto", "on", "off"}));
   add("--threads", o->threads, "0: one for each processor");

@@ -33,7 +33,7 @@ absl::StatusOr<Incumbent> EvaluateIncumbent(
     TaskSettings settings = of.settings;
     settings.head = network->head(own);
     settings.evaluation_only = true;
-    settings.source_counts = model->CountsOf(settings.head.name());
+    settings.source_tables = model->TablesOf(settings.head.name());
     Split split;
     split.training.kind = of.rows->kind;
     split.training.grades = of.rows->grades;

@@ -162,7 +162,7 @@ absl::Status Run::ReadRows() {
                                         options_.validation_share));
   } else {
     ASSIGN_OR_RETURN(rows_, RowsOfTasks(options_.items, options_.tasks, heads_,
-                                        source_->counts, *featurizer_,
+                                        source_->tables, *featurizer_,
                                         options_.calibration_rows,
                                         options_.validation_share, stop_));
   }

@@ -39,8 +39,8 @@ class RecommendationTask : public Task {
       : Task(settings.head),
         temperature_(settings.temperature),
         targets_per_user_(settings.targets_per_user),
-        source_counts_(settings.source_counts),
-        counts_from_(settings.evaluation_only ? CountsFrom::kSource
+        source_counts_(settings.source_tables.counts),
+        counts_from_(settings.evaluation_only ? TablesFrom::kSource
                                               : settings.counts_from),
         catalogue_(catalogue),
         split_(split) {}
@@ -137,7 +137,7 @@ class RecommendationTask : public Task {
     if (validation_.empty()) return {};
     const at::Tensor items = Vectors(model, h, Pointers(items_));
     std::shared_ptr<const Cooccurrence> counts = served_;
-    if (!calibrated_ && counts_from_ == CountsFrom::kRows) {
+    if (!calibrated_ && counts_from_ == TablesFrom::kRows) {
       counts = Fitted(model, h, items);
     }
     return EvaluateBy(counts.get(), items,
@@ -165,7 +165,7 @@ class RecommendationTask : public Task {
   // rows held out, or by some of the training rows where there are none.
   void Calibrate(Network* network, int h) override {
     const at::Tensor items = Vectors(*network, h, Pointers(items_));
-    if (counts_from_ == CountsFrom::kRows) {
+    if (counts_from_ == TablesFrom::kRows) {
       served_ = Fitted(*network, h, items);
     }
     calibrated_ = true;
@@ -232,9 +232,7 @@ class RecommendationTask : public Task {
     return {{"text alone", text_alone_}};
   }
 
-  std::shared_ptr<const Cooccurrence> counts() const override {
-    return served_;
-  }
+  HeadTables tables() const override { return {.counts = served_}; }
 
   std::vector<const Encoding*> Samples(size_t count) const override {
     return SpreadOver(items_, count);
@@ -251,13 +249,13 @@ class RecommendationTask : public Task {
   // Users whom texts do not train on, so that the mixture weighs what it will
   // meet, and not what has been learnt by heart.
   bool IsForMixture(const HistoryRow& row) const {
-    return counts_from_ == CountsFrom::kRows &&
+    return counts_from_ == TablesFrom::kRows &&
            IsHeldOut(absl::StrCat("mixture ", row.user_id), mixture_share_);
   }
 
   // Counts, or says where they come from instead.
   absl::Status InitCounts(const Featurizer& featurizer) {
-    if (counts_from_ == CountsFrom::kRows) {
+    if (counts_from_ == TablesFrom::kRows) {
       const auto& users = split_.training.histories;
       mixture_share_ =
           std::min(kMixtureShare,
@@ -269,7 +267,7 @@ class RecommendationTask : public Task {
       }
       if (mixture_users_.size() < kLeastMixtureUsers) {
         mixture_users_.clear();
-        counts_from_ = CountsFrom::kSource;
+        counts_from_ = TablesFrom::kSource;
       } else {
         ASSIGN_OR_RETURN(
             mixture_counts_,
@@ -277,7 +275,7 @@ class RecommendationTask : public Task {
         table_ = CountCooccurrences(all_users, catalogue_);
       }
     }
-    if (counts_from_ == CountsFrom::kSource) served_ = source_counts_;
+    if (counts_from_ == TablesFrom::kSource) served_ = source_counts_;
     for (const HistoryRow* const row : mixture_users_) {
       const auto history =
           absl::MakeSpan(row->items).subspan(0, row->items.size() - 1);
@@ -399,7 +397,7 @@ class RecommendationTask : public Task {
   const double temperature_;
   const int targets_per_user_;
   const std::shared_ptr<const Cooccurrence> source_counts_;
-  CountsFrom counts_from_;
+  TablesFrom counts_from_;
   const Catalogue& catalogue_;
   const Split& split_;
   std::vector<Encoding> items_;  // of the catalogue's listed items

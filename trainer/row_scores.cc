@@ -11,6 +11,7 @@
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
 #include "nlohmann/json.hpp"
 #include "trainer/catalogue_logits.h"
 #include "trainer/evaluation.h"
@@ -115,7 +116,8 @@ RowScoreWriter::~RowScoreWriter() {
 
 absl::Status RowScoreWriter::Write(
     const internal::Head& head, const Dataset& rows, const Catalogue& catalogue,
-    const Cooccurrence* counts, absl::Span<const std::vector<float>> outputs) {
+    const HeadTables& tables, const Featurizer& featurizer,
+    absl::Span<const std::vector<float>> outputs) {
   const auto put = [this](const Json& line) {
     const std::string text =
         line.dump(-1, ' ', false, Json::error_handler_t::replace);
@@ -138,7 +140,14 @@ absl::Status RowScoreWriter::Write(
       break;
     case internal::HEAD_KIND_CLASSIFICATION:
       for (size_t i = 0; i < rows.texts.size(); ++i) {
-        put(ClassificationLine(rows.texts[i], head, logits(i)));
+        std::vector<float> row(logits(i).begin(), logits(i).end());
+        if (tables.ngrams != nullptr) {
+          ASSIGN_OR_RETURN(const Encoding text,
+                           featurizer.Text(rows.texts[i].text));
+          tables.ngrams->mixture().Combine(tables.ngrams->Margins(text.ids),
+                                           absl::MakeSpan(row));
+        }
+        put(ClassificationLine(rows.texts[i], head, row));
       }
       break;
     case internal::HEAD_KIND_RECOMMENDATION: {
@@ -148,7 +157,7 @@ absl::Status RowScoreWriter::Write(
       const auto listed = static_cast<size_t>(catalogue.listed);
       const at::Tensor items = Matrix(outputs[0], listed).t();
       const at::Tensor users = Matrix(outputs[1], rows.histories.size());
-      const CatalogueLogits combined(counts, catalogue);
+      const CatalogueLogits combined(tables.counts.get(), catalogue);
       for (size_t begin = 0; begin < rows.histories.size(); begin += kUsers) {
         const size_t end = std::min(begin + kUsers, rows.histories.size());
         const at::Tensor cosines =
@@ -158,7 +167,7 @@ absl::Status RowScoreWriter::Write(
               cosines.data_ptr<float>() + (i - begin) * listed, listed);
           const std::vector<int32_t>& all = rows.histories[i].items;
           combined.Combine(absl::MakeSpan(all).subspan(0, all.size() - 1),
-                         scores);
+                           scores);
           put(RecommendationLine(rows.histories[i], catalogue, scores));
         }
       }

@@ -24,7 +24,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "model/cooccurrence.h"
+#include "model/featurizer.h"
+#include "model/head_tables.h"
 #include "trainer/dataset.h"
 #include "vitrine/internal/manifest.pb.h"
 
@@ -42,9 +43,10 @@ class RowScoreWriter {
 
   // `outputs` are the head's raw ones, as Task::Evaluate() asks for them: those
   // of the rows; for recommendation those of the listed items before them.
-  // `counts` are the recommendation head's, null where it has none.
+  // `tables` and `featurizer` are the head's and its version's.
   absl::Status Write(const internal::Head& head, const Dataset& rows,
-                     const Catalogue& catalogue, const Cooccurrence* counts,
+                     const Catalogue& catalogue, const HeadTables& tables,
+                     const Featurizer& featurizer,
                      absl::Span<const std::vector<float>> outputs);
   // Nothing is sure to be in the file before.
   absl::Status Close();

@@ -8,7 +8,6 @@
 #include "absl/strings/str_split.h"
 #include "base/file.h"
 #include "base/status_macros.h"
-#include "model/cooccurrence.h"
 #include "model/load_tokenizer.h"
 
 namespace vitrine {
@@ -22,12 +21,11 @@ absl::StatusOr<std::unique_ptr<SourceModel>> LoadSourceModel(
     ASSIGN_OR_RETURN(source->manifest, ReadManifestFile(manifest));
     ASSIGN_OR_RETURN(source->checkpoint,
                      LoadCheckpoint(folder, source->heads()));
-    ASSIGN_OR_RETURN(const auto counts,
-                     OpenCooccurrences(folder, source->heads()));
-    for (size_t h = 0; h < counts.size(); ++h) {
-      if (counts[h] == nullptr) continue;
-      source->counts[source->manifest.heads(static_cast<int>(h)).name()] =
-          counts[h];
+    ASSIGN_OR_RETURN(const std::vector<HeadTables> tables,
+                     OpenHeadTables(folder, source->heads()));
+    for (size_t h = 0; h < tables.size(); ++h) {
+      source->tables[source->manifest.heads(static_cast<int>(h)).name()] =
+          tables[h];
     }
   } else {
     ASSIGN_OR_RETURN(source->checkpoint, LoadCheckpoint(folder, {}));

@@ -10,16 +10,15 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "model/checkpoint.h"
+#include "model/head_tables.h"
 #include "model/tokenizer.h"
 #include "store/model_registry.h"
 #include "vitrine/internal/manifest.pb.h"
 
 namespace vitrine {
 
-class Cooccurrence;
-
-// What recommendation heads have beside their weights, by the head's name.
-using HeadCounts = std::map<std::string, std::shared_ptr<const Cooccurrence>>;
+// What heads have beside their weights, by the head's name.
+using TablesByHead = std::map<std::string, HeadTables>;
 
 struct SourceModel {
   std::string folder;
@@ -30,10 +29,10 @@ struct SourceModel {
   std::unique_ptr<Tokenizer> tokenizer;
   std::vector<NamedTensor> imported;  // what some of `heads` point into
 
-  HeadCounts counts;
-  std::shared_ptr<const Cooccurrence> CountsOf(const std::string& head) const {
-    const auto it = counts.find(head);
-    return it == counts.end() ? nullptr : it->second;
+  TablesByHead tables;
+  HeadTables TablesOf(const std::string& head) const {
+    const auto it = tables.find(head);
+    return it == tables.end() ? HeadTables() : it->second;
   }
 
   std::vector<internal::Head> heads() const {

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "model/featurizer.h"
+#include "model/head_tables.h"
 #include "trainer/dataset.h"
 #include "trainer/evaluation.h"
 #include "trainer/inference.h"
@@ -22,8 +23,6 @@ class Tensor;
 }
 
 namespace vitrine {
-
-class Cooccurrence;
 
 // What the same held-out rows give without a model.
 struct Baseline {
@@ -38,11 +37,11 @@ enum class RelevanceLoss {
   kLambda,  // half of that, half LambdaLoss over the rows of a query
 };
 
-// Where a recommendation's co-occurrences come from.
-enum class CountsFrom {
-  kRows,    // counted in the training rows, where they are users enough
+// Where what a head has beside its weights comes from.
+enum class TablesFrom {
+  kRows,    // made of the training rows, where there are enough
   kSource,  // what the version has that training started from
-  kNone,    // texts alone
+  kNone,    // there is nothing
 };
 
 struct TaskSettings {
@@ -52,11 +51,12 @@ struct TaskSettings {
   double temperature = 0.05;  // recommendation: of the cosines in the softmax
   // Recommendation: a user's newest items that become targets; 0: all.
   int targets_per_user = 20;
-  CountsFrom counts_from = CountsFrom::kRows;  // recommendation
-  // Recommendation: what the source has; null: nothing.
-  std::shared_ptr<const Cooccurrence> source_counts;
+  TablesFrom counts_from = TablesFrom::kRows;  // recommendation
+  TablesFrom ngrams_from = TablesFrom::kRows;  // classification
+  HeadTables source_tables;                    // what the source's head has
+  Workers* workers = nullptr;  // that share what is fitted to rows; null: none
   // The task is for Evaluate() and Samples(); training rows may be missing.
-  // Counts are the source's.
+  // Tables are the source's.
   bool evaluation_only = false;
 };
 
@@ -107,9 +107,8 @@ class Task {
   // Once calibrated: what the head would be without some part of it, "text
   // alone", over the held-out rows.
   virtual std::vector<Baseline> Parts() const { return {}; }
-  // Once calibrated: what is served beside a recommendation's weights; null:
-  // nothing.
-  virtual std::shared_ptr<const Cooccurrence> counts() const { return nullptr; }
+  // Once calibrated: what is served beside the head's weights.
+  virtual HeadTables tables() const { return {}; }
 
   // Sequences that the head is made for, for golden outputs.
   virtual std::vector<const Encoding*> Samples(size_t count) const = 0;

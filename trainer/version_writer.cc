@@ -15,7 +15,6 @@
 #include "base/status_macros.h"
 #include "base/textproto.h"
 #include "model/checkpoint.h"
-#include "model/cooccurrence.h"
 #include "model/engine.h"
 #include "model/featurizer.h"
 #include "model/load_tokenizer.h"
@@ -75,7 +74,7 @@ absl::StatusOr<NewVersion> CopyOf(const SourceModel& source) {
   version.config = WithoutTask(source.checkpoint.config);
   ASSIGN_OR_RETURN(version.encoder, CopyTensors(source.checkpoint.encoder));
   ASSIGN_OR_RETURN(version.heads, CopyTensors(source.checkpoint.heads));
-  version.counts = source.counts;
+  version.tables = source.tables;
   version.tokenizer_folder = source.folder;
   version.manifest = source.manifest;
   ASSIGN_OR_RETURN(
@@ -130,9 +129,8 @@ absl::Status WriteModelFolder(const std::string& folder,
     RETURN_IF_ERROR(
         WriteSafetensors(JoinPath(folder, "heads.safetensors"), version.heads));
   }
-  for (const auto& [head, counts] : version.counts) {
-    if (counts == nullptr) continue;
-    RETURN_IF_ERROR(counts->Write(JoinPath(folder, CooccurrenceFile(head))));
+  for (const auto& [head, tables] : version.tables) {
+    RETURN_IF_ERROR(WriteHeadTables(folder, head, tables));
   }
   for (const std::string& name : TokenizerFiles(version.tokenizer_folder)) {
     ASSIGN_OR_RETURN(const std::string content,
@@ -146,8 +144,8 @@ absl::StatusOr<std::unique_ptr<StagedVersion>> StagedVersion::Write(
     const ModelRegistry& registry, const std::string& model,
     const NewVersion& version) {
   int64_t bytes = SizeOnDisk(version.encoder, version.heads);
-  for (const auto& [head, counts] : version.counts) {
-    if (counts != nullptr) bytes += counts->size_bytes();
+  for (const auto& [head, tables] : version.tables) {
+    bytes += tables.size_bytes();
   }
   RETURN_IF_ERROR(CheckFreeDisk(registry.root(), bytes));
   ASSIGN_OR_RETURN(const std::string folder, registry.NewStagingFolder(model));

@@ -23,7 +23,7 @@ struct NewVersion {
   EncoderConfig config;
   std::vector<NamedTensor> encoder;  // BertModel's names
   std::vector<NamedTensor> heads;    // "<head>.<part>"
-  HeadCounts counts;                 // null: the head has none
+  TablesByHead tables;               // what heads have beside their weights
   std::string tokenizer_folder;      // whose tokenizer files are copied
   internal::Manifest manifest;       // all but what Publish fills in
   // Inputs whose fp32 outputs become golden.textproto, with the head's name.
@@ -34,7 +34,7 @@ struct NewVersion {
 // checkpoint is in heads.safetensors and in the manifest.
 EncoderConfig WithoutTask(EncoderConfig config);
 
-// The same weights, counts, tokenizer and manifest, with the encoding's
+// The same weights, tables, tokenizer and manifest, with the encoding's
 // defaults filled in; without samples.
 absl::StatusOr<NewVersion> CopyOf(const SourceModel& source);
 

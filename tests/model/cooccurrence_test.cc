@@ -168,22 +168,5 @@ TEST_F(CooccurrenceFileTest, NamesWhatIsMissingUnknownOrMistyped) {
   EXPECT_THAT(Error(), HasSubstr("more: no such tensor"));
 }
 
-TEST_F(CooccurrenceFileTest, OpensThoseOfRecommendationHeads) {
-  internal::Head head;
-  head.set_name("recommendation");
-  head.set_kind(internal::HEAD_KIND_RECOMMENDATION);
-  const std::string path = folder_.File(CooccurrenceFile(head.name()));
-  auto counts = OpenCooccurrences(folder_.path(), {head, head});
-  ASSERT_TRUE(counts.ok());
-  EXPECT_THAT(*counts, ElementsAre(nullptr, nullptr));
-  ASSERT_TRUE(Counts()->Write(path).ok());
-  counts = OpenCooccurrences(folder_.path(), {head});
-  ASSERT_TRUE(counts.ok()) << counts.status();
-  EXPECT_EQ(counts->at(0)->size(), 3);
-  ASSERT_TRUE(WriteFile(path, "{}").ok());
-  EXPECT_THAT(OpenCooccurrences(folder_.path(), {head}).status().ToString(),
-              HasSubstr(path));
-}
-
 }  // namespace
 }  // namespace vitrine

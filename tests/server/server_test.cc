@@ -173,7 +173,7 @@ v1::RankRequest AfterOak(const std::string& history_id) {
 
 TEST_F(ServerTest, RanksByWhatTheShopsSequencesSay) {
   FakeModelOptions model;
-  model.counts = {nullptr, OakWithLamp()};
+  model.tables = {{}, {.counts = OakWithLamp()}};
   model.heads[1].set_score_scale(0.5);
   Start("", model);
   v1::RankResponse response;
@@ -199,7 +199,7 @@ TEST_F(ServerTest, RanksByWhatTheShopsSequencesSay) {
 
 TEST_F(ServerTest, WhatWasPassedOverSpeaksForNothing) {
   FakeModelOptions model;
-  model.counts = {nullptr, OakWithLamp()};
+  model.tables = {{}, {.counts = OakWithLamp()}};
   Start("", model);
   v1::RankRequest request = AfterOak("pine");
   v1::Interaction skipped = Event("oak", v1::INTERACTION_TYPE_SKIP);
@@ -236,7 +236,7 @@ TEST_F(ServerTest, WithoutIdsTheTextsSpeakAsWithoutCounts) {
   v1::ScoreResponse plain, with_counts;
   ASSERT_TRUE(Score(request, &plain).ok());
   TearDown();
-  model.counts = {nullptr, OakWithLamp()};
+  model.tables = {{}, {.counts = OakWithLamp()}};
   Start("", model);
   ASSERT_TRUE(Score(request, &with_counts).ok());
   EXPECT_EQ(order(plain), order(with_counts));
@@ -416,6 +416,47 @@ TEST_F(ServerTest, ClassifiesWithProbabilitiesThatSumToOne) {
   EXPECT_EQ(status.error_code(), grpc::StatusCode::NOT_FOUND);
   EXPECT_THAT(status.error_message(),
               AllOf(HasSubstr("mood"), HasSubstr("sentiment")));
+}
+
+TEST_F(ServerTest, ClassifiesByEncoderAndNgrams) {
+  // The encoder says 1 and 3; "sofa" speaks for the first label.
+  const std::vector<std::string> pieces = testing::TinyVocabulary();
+  const auto sofa = static_cast<int32_t>(
+      std::find(pieces.begin(), pieces.end(), "sofa") - pieces.begin());
+  FakeModelOptions model;
+  model.value = [](absl::Span<const int32_t>, int, int k) {
+    return k == 0 ? 1.0f : 3.0f;
+  };
+  model.tables.resize(model.heads.size());
+  for (size_t h = 0; h < model.heads.size(); ++h) {
+    if (model.heads[h].kind() != internal::HEAD_KIND_CLASSIFICATION) continue;
+    model.tables[h].ngrams = *NgramClassifier::Create(
+        {.ngrams = {{sofa}},
+         .idf = {1},
+         .bias = {-0.25, 0.25},
+         .weights = {1, -1},
+         .mixture = {.encoder_weight = 0.5, .ngram_weight = 2}});
+  }
+  Start("", model);
+  v1::ClassifyRequest request;
+  request.add_texts("sofa");
+  request.add_texts("bad lamp");
+  request.add_texts("sofa");
+  v1::ClassifyResponse response;
+  grpc::ClientContext context;
+  ASSERT_TRUE(stub_->Classify(&context, request, &response).ok());
+  const auto odds = [&response](int i) {
+    double by_label[2] = {};
+    for (const v1::LabelProbability& label : response.results(i).labels()) {
+      by_label[label.label() == response.results(1).labels(0).label()] =
+          std::log(label.probability());
+    }
+    return by_label[1] - by_label[0];
+  };
+  // Of the second label, which is the first of text 1's.
+  EXPECT_NEAR(odds(0), 0.5 * 2 + 2 * (0.5 - 2), 1e-5);
+  EXPECT_NEAR(odds(1), 0.5 * 2 + 2 * 0.5, 1e-5);
+  EXPECT_EQ(odds(2), odds(0));
 }
 
 TEST_F(ServerTest, ListsModelsHeadsAndLimits) {

@@ -26,7 +26,7 @@ struct FakeModelOptions {
   // head wants them.
   FakeEngine::Value value;
   // Of heads[h], as ServableModel takes them.
-  std::vector<std::shared_ptr<const Cooccurrence>> counts;
+  std::vector<HeadTables> tables;
 };
 
 inline constexpr int kFakeVectorSize = 4;
@@ -79,7 +79,7 @@ inline FakeModel NewFakeModel(FakeModelOptions options = {}) {
   manifest.set_version(options.version);
   return {std::make_shared<const ServableModel>(
               manifest, *std::move(tokenizer), encoder, *encoding,
-              std::move(heads), std::move(engine), options.counts),
+              std::move(heads), std::move(engine), options.tables),
           fake};
 }
 

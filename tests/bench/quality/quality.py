@@ -18,6 +18,10 @@ RECIPES = ROOT / "deploy" / "recipes"
 STARTER = ROOT / "deploy" / "starter" / "model"
 ARMS = ("scratch", "starter", "domain")
 PARTS = (0.01, 0.1, 1.0)
+# Tasks whose versions others start from or are scored by.
+KEPT = ("home_depot", "crowdflower", "instacart")
+# A version's file that says what it was trained by; loads pass over its name.
+STAMP = ".quality.key"
 
 
 class Failed(Exception):
@@ -147,22 +151,26 @@ class Bench:
             rows = data.share(rows, task.key, 0.25)
         return data.share(rows, task.key, part)
 
-    def fit(self, task, source, train, seed, name, extra=()):
-        """The version's folder, and the rows of `evaluate --scores`."""
+    def fit(self, task, source, train, seed, name, extra=(), trained=None):
+        """The version's folder, and the rows of `evaluate --scores`; of the
+        version `trained` where there is one."""
         place = self.work / "runs" / name
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
-        data.write(place / "train.jsonl", train)
         data.write(place / "test.jsonl", task.test + (task.strangers or []))
         rows = ["--task", task.kind, *task.flags]
         if task.items:
             data.write(place / "items.jsonl", task.items)
             rows = ["--items", place / "items.jsonl", *rows]
-        registry = place / "registry"
-        self.run("fit", "--recipe", RECIPES / (task.recipe + ".toml"),
-                 "--from", source, "--out", registry, "--model", "quality",
-                 *rows, "--data", place / "train.jsonl", "--seed", seed, *extra)
-        version = registry / "quality" / "1"
+        version = trained
+        if version is None:
+            data.write(place / "train.jsonl", train)
+            registry = place / "registry"
+            self.run("fit", "--recipe", RECIPES / (task.recipe + ".toml"),
+                     "--from", source, "--out", registry, "--model", "quality",
+                     *rows, "--data", place / "train.jsonl", "--seed", seed,
+                     *extra)
+            version = registry / "quality" / "1"
         self.run("evaluate", "--from", version, *rows,
                  "--data", place / "test.jsonl", "--scores",
                  place / "scores.jsonl")
@@ -175,16 +183,25 @@ class Bench:
         name = "%s-%s-%g-%d" % (task.name, arm, part, seed)
         recipe = RECIPES / (task.recipe + ".toml")
         source = source or self.encoder(task, arm)
-        key = digest(recipe, source / "model.safetensors", self.options.fast,
-                     len(train), len(task.test), extra, self.options.test)
+        trained_by = digest(recipe, source / "model.safetensors",
+                            len(train), extra, seed)
+        key = digest(trained_by, self.options.fast, len(task.test),
+                     self.options.test)
 
         def make():
-            version, scores = self.fit(task, source, train, seed, name, extra)
             keep = self.work / "versions" / name
-            shutil.rmtree(keep, ignore_errors=True)
-            if part == 1.0 and task.kind == "relevance":
+            trained = self.work / "versions" / (
+                "%s-%s-1-1" % (task.trained_as, arm))
+            stamp = trained / STAMP
+            if not stamp.exists() or stamp.read_text() != trained_by:
+                trained = None
+            version, scores = self.fit(task, source, train, seed, name, extra,
+                                       trained)
+            if part == 1.0 and task.name in KEPT:
+                shutil.rmtree(keep, ignore_errors=True)
                 keep.parent.mkdir(exist_ok=True)
                 shutil.move(version, keep)
+                (keep / STAMP).write_text(trained_by)
             shutil.rmtree(self.work / "runs" / name)
             return task.judge(scores)
 

@@ -33,6 +33,8 @@ class Task:
     # Another task whose training comes first: one more column.
     after: str = ""
     own_pieces: bool = False  # another language: starts from texts alone
+    # Another task over the same rows, whose versions are scored here too.
+    trained_as: str = ""
     # Rows that are like nothing in training: what the energy is to find.
     strangers: list = None
 
@@ -158,7 +160,8 @@ def classification(folders, file, text, label, key, name=None, chinese=False):
 
     def plain(rows):
         return [{"text": row[text], "label": str(row[label]),
-                 "key": row[key]} for row in rows if row[text].strip()]
+                 "key": row[key]} for row in rows
+                if row[text].strip() and str(row[label]).strip()]
 
     train, test = plain(train), plain(test)
     truth = [row["label"] for row in test]
@@ -218,6 +221,7 @@ def out_of_domain(folders):
         return metrics.anomaly(truth, -margins.max(axis=1))
 
     task.strangers = strangers
+    task.trained_as = "instacart"
     task.judge = lambda scores: metrics.anomaly(
         truth, [s["energy"] for s in scores])
     task.baseline = baseline

@@ -1,6 +1,4 @@
-// The tasks with labels. Interest: a history, a logit per category, binary
-// cross-entropy on each. Classification: a text, a logit per label, softmax
-// cross-entropy.
+// Interest: a history, a logit per category, binary cross-entropy on each.
 
 #include <ATen/ATen.h>
 
@@ -9,29 +7,12 @@
 #include <limits>
 #include <set>
 
-#include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "trainer/label_numbers.h"
 #include "trainer/task.h"
 
 namespace vitrine {
 namespace {
-
-using LabelNumbers = absl::flat_hash_map<std::string, int32_t>;
-
-// The head's labels, then those of `names` that are new, in sorted order.
-LabelNumbers AddLabels(const std::set<std::string>& names,
-                       internal::Head* head) {
-  LabelNumbers numbers;
-  for (const std::string& label : head->labels()) {
-    numbers.emplace(label, static_cast<int32_t>(numbers.size()));
-  }
-  for (const std::string& name : names) {
-    if (numbers.emplace(name, static_cast<int32_t>(numbers.size())).second) {
-      head->add_labels(name);
-    }
-  }
-  return numbers;
-}
 
 class InterestTask : public Task {
  public:
@@ -160,116 +141,6 @@ class InterestTask : public Task {
   std::vector<uint8_t> training_truth_, validation_truth_;
 };
 
-class ClassificationTask : public Task {
- public:
-  ClassificationTask(const internal::Head& head, const Split& split)
-      : Task(head), split_(split) {}
-
-  absl::Status Init(const Featurizer& featurizer) {
-    // Labels of held-out rows too: one that no training row has is always
-    // missed, as it should be.
-    std::set<std::string> names;
-    for (const Dataset* part : {&split_.training, &split_.validation}) {
-      for (const TextRow& row : part->texts) names.insert(row.label);
-    }
-    const LabelNumbers numbers = AddLabels(names, &head_);
-    if (head_.labels_size() < 2) {
-      return absl::InvalidArgumentError(
-          "the rows have one label only; at least two are needed");
-    }
-    RETURN_IF_ERROR(Encode(split_.training, numbers, featurizer, &training_,
-                           &training_truth_));
-    return Encode(split_.validation, numbers, featurizer, &validation_,
-                  &validation_truth_);
-  }
-
-  int examples() const override { return static_cast<int>(training_.size()); }
-  int tokens(int example) const override {
-    return static_cast<int>(training_[example].ids.size());
-  }
-
-  std::vector<const Encoding*> Sequences(
-      absl::Span<const int32_t> examples) const override {
-    return Pick(training_, examples);
-  }
-
-  at::Tensor Loss(absl::Span<const int32_t> examples,
-                  const at::Tensor& outputs) const override {
-    std::vector<int64_t> targets;
-    for (const int32_t example : examples) {
-      targets.push_back(training_truth_[example]);
-    }
-    return at::nll_loss(at::log_softmax(outputs, 1), at::tensor(targets));
-  }
-
-  int validation_rows() const override {
-    return static_cast<int>(validation_.size());
-  }
-
-  Evaluation Evaluate(const Inference& model, int h) const override {
-    if (validation_.empty()) return {};
-    const std::vector<float> logits = model.Infer(h, Pointers(validation_));
-    // A version that is only evaluated knows its own labels, the first ones;
-    // what the rows have beyond them has no chance.
-    const size_t known = model.width(h), all = head_.labels_size();
-    std::vector<double> probabilities(validation_.size() * all);
-    for (size_t i = 0; i < validation_.size(); ++i) {
-      const float* const row = logits.data() + i * known;
-      const double most = *std::max_element(row, row + known);
-      double* const out = probabilities.data() + i * all;
-      double sum = 0;
-      for (size_t l = 0; l < known; ++l)
-        sum += out[l] = std::exp(row[l] - most);
-      for (size_t l = 0; l < known; ++l) out[l] /= sum;
-    }
-    Evaluation evaluation = EvaluateProbabilities(probabilities);
-    evaluation.set_unit_digest(DigestOf(split_.validation, {}));
-    return evaluation;
-  }
-
-  std::vector<Baseline> Baselines() const override {
-    if (validation_.empty()) return {};
-    std::vector<double> shares(head_.labels_size());
-    for (const int32_t label : training_truth_) {
-      shares[label] += 1.0 / static_cast<double>(training_.size());
-    }
-    std::vector<double> probabilities;
-    for (size_t i = 0; i < validation_.size(); ++i) {
-      probabilities.insert(probabilities.end(), shares.begin(), shares.end());
-    }
-    return {{"most frequent", EvaluateProbabilities(probabilities).metrics()}};
-  }
-
-  std::vector<const Encoding*> Samples(size_t count) const override {
-    return SpreadOver(validation_.empty() ? training_ : validation_, count);
-  }
-
- private:
-  static absl::Status Encode(const Dataset& data, const LabelNumbers& numbers,
-                             const Featurizer& featurizer,
-                             std::vector<Encoding>* sequences,
-                             std::vector<int32_t>* truth) {
-    for (const TextRow& row : data.texts) {
-      ASSIGN_OR_RETURN(Encoding encoding, featurizer.Text(row.text));
-      sequences->push_back(std::move(encoding));
-      truth->push_back(numbers.at(row.label));
-    }
-    return absl::OkStatus();
-  }
-
-  // (rows, head()'s labels).
-  Evaluation EvaluateProbabilities(
-      const std::vector<double>& probabilities) const {
-    const std::vector<std::string> labels(head_.labels().begin(),
-                                          head_.labels().end());
-    return EvaluateClassification(probabilities, validation_truth_, labels);
-  }
-
-  const Split& split_;
-  std::vector<Encoding> training_, validation_;
-  std::vector<int32_t> training_truth_, validation_truth_;
-};
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Task>> NewInterestTask(
@@ -277,14 +148,6 @@ absl::StatusOr<std::unique_ptr<Task>> NewInterestTask(
     const Catalogue& catalogue, const Split& split) {
   auto task = std::make_unique<InterestTask>(settings.head, split);
   RETURN_IF_ERROR(task->Init(featurizer, catalogue));
-  return task;
-}
-
-absl::StatusOr<std::unique_ptr<Task>> NewClassificationTask(
-    const TaskSettings& settings, const Featurizer& featurizer,
-    const Split& split) {
-  auto task = std::make_unique<ClassificationTask>(settings.head, split);
-  RETURN_IF_ERROR(task->Init(featurizer));
   return task;
 }
 

@@ -1,0 +1,235 @@
+#include "model/ngram_classifier.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "model/raw_safetensors.h"
+#include "model/safetensors.h"
+
+namespace vitrine {
+namespace {
+
+template <typename T>
+RawTensor Raw(const char* name, const char* dtype, std::vector<int64_t> shape,
+              const std::vector<T>& values) {
+  return {name, dtype, std::move(shape),
+          std::string(reinterpret_cast<const char*>(values.data()),
+                      values.size() * sizeof(T))};
+}
+
+absl::StatusOr<const TensorView*> FindTensor(const Safetensors& file,
+                                             const std::string& name,
+                                             size_t dimensions) {
+  const TensorView* const tensor = file.Find(name);
+  if (tensor == nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat(name, ": missing"));
+  }
+  if (tensor->shape.size() != dimensions ||
+      tensor->bytes.size() != tensor->elements() * 4) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, ": not ", dimensions == 1 ? "a list" : "a table",
+                     " of elements of 4 bytes"));
+  }
+  return tensor;
+}
+
+absl::StatusOr<std::vector<float>> ReadFloats(const Safetensors& file,
+                                              const std::string& name,
+                                              size_t dimensions = 1) {
+  ASSIGN_OR_RETURN(const TensorView* const tensor,
+                   FindTensor(file, name, dimensions));
+  absl::StatusOr<std::vector<float>> values = ToFloats(*tensor);
+  if (!values.ok()) return Annotate(values.status(), name);
+  return values;
+}
+
+absl::StatusOr<NgramTable> ReadTable(const Safetensors& file) {
+  for (const auto& [name, unused] : file.tensors()) {
+    if (name != "ngrams" && name != "idf" && name != "bias" &&
+        name != "weights" && name != "mixture") {
+      return absl::InvalidArgumentError(
+          absl::StrCat(absl::CHexEscape(name), ": no such tensor is known"));
+    }
+  }
+  NgramTable table;
+  ASSIGN_OR_RETURN(const TensorView* const ngrams,
+                   FindTensor(file, "ngrams", 2));
+  if (ngrams->shape[1] != 2) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("ngrams: of ", ngrams->shape[1], " tokens, not 2"));
+  }
+  std::vector<int32_t> ids(ngrams->elements());
+  if (!ids.empty()) {
+    std::memcpy(ids.data(), ngrams->bytes.data(), ngrams->bytes.size());
+  }
+  for (size_t i = 0; i < ids.size(); i += 2) {
+    table.ngrams.push_back({ids[i], ids[i + 1]});
+  }
+  ASSIGN_OR_RETURN(table.idf, ReadFloats(file, "idf"));
+  ASSIGN_OR_RETURN(table.bias, ReadFloats(file, "bias"));
+  ASSIGN_OR_RETURN(table.weights, ReadFloats(file, "weights", 2));
+  ASSIGN_OR_RETURN(const std::vector<float> mixture,
+                   ReadFloats(file, "mixture"));
+  if (mixture.size() != 2) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("mixture: ", mixture.size(), " numbers, not 2"));
+  }
+  table.mixture = {mixture[0], mixture[1]};
+  return table;
+}
+
+absl::Status CheckFinite(const char* name, absl::Span<const float> values) {
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (std::isfinite(values[i])) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, ": number ", i, " is ", values[i]));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Check(const NgramTable& table) {
+  if (table.idf.size() != table.ngrams.size() ||
+      table.weights.size() != table.ngrams.size() * table.bias.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(table.ngrams.size(), " n-grams of ", table.bias.size(),
+                     " labels, but idf of ", table.idf.size(), " and ",
+                     table.weights.size(), " weights"));
+  }
+  if (table.bias.size() < 2) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("bias: ", table.bias.size(), " labels, not 2 or more"));
+  }
+  for (size_t i = 0; i < table.ngrams.size(); ++i) {
+    if (i > 0 && !(table.ngrams[i - 1] < table.ngrams[i])) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("ngrams: number ", i, " is not above the one before"));
+    }
+  }
+  RETURN_IF_ERROR(CheckFinite("idf", table.idf));
+  RETURN_IF_ERROR(CheckFinite("bias", table.bias));
+  RETURN_IF_ERROR(CheckFinite("weights", table.weights));
+  for (const float weight :
+       {table.mixture.encoder_weight, table.mixture.ngram_weight}) {
+    // Written so that NaN fails.
+    if (!(weight >= 0 && weight <= 1e6f)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("mixture: ", weight, ", outside 0 to 1e6"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::vector<std::pair<Ngram, int32_t>> CountNgrams(
+    absl::Span<const int32_t> ids) {
+  std::vector<Ngram> all;
+  all.reserve(2 * ids.size());
+  for (size_t i = 0; i < ids.size(); ++i) {
+    all.push_back({ids[i]});
+    if (i > 0) all.push_back({ids[i - 1], ids[i]});
+  }
+  std::sort(all.begin(), all.end());
+  std::vector<std::pair<Ngram, int32_t>> counts;
+  for (const Ngram& ngram : all) {
+    if (counts.empty() || counts.back().first != ngram) {
+      counts.emplace_back(ngram, 0);
+    }
+    ++counts.back().second;
+  }
+  return counts;
+}
+
+void NgramMixture::Combine(absl::Span<const float> margins,
+                           absl::Span<float> logits) const {
+  for (float& logit : logits) logit *= encoder_weight;
+  for (size_t l = 0; l < std::min(margins.size(), logits.size()); ++l) {
+    logits[l] += ngram_weight * margins[l];
+  }
+}
+
+NgramClassifier::NgramClassifier(NgramTable table) : table_(std::move(table)) {
+  index_.reserve(table_.ngrams.size());
+  for (size_t i = 0; i < table_.ngrams.size(); ++i) {
+    index_.emplace(table_.ngrams[i], static_cast<int32_t>(i));
+  }
+}
+
+absl::StatusOr<std::unique_ptr<const NgramClassifier>> NgramClassifier::Create(
+    NgramTable table) {
+  RETURN_IF_ERROR(Check(table));
+  return std::unique_ptr<const NgramClassifier>(
+      new NgramClassifier(std::move(table)));
+}
+
+absl::StatusOr<std::unique_ptr<const NgramClassifier>> NgramClassifier::Open(
+    const std::string& path) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Safetensors> file,
+                   OpenSafetensors(path));
+  absl::StatusOr<NgramTable> table = ReadTable(*file);
+  if (!table.ok()) return Annotate(table.status(), path);
+  absl::StatusOr<std::unique_ptr<const NgramClassifier>> made =
+      Create(*std::move(table));
+  if (!made.ok()) return Annotate(made.status(), path);
+  return made;
+}
+
+absl::Status NgramClassifier::Write(const std::string& path) const {
+  std::vector<int32_t> ids;
+  for (const Ngram& ngram : table_.ngrams) {
+    ids.push_back(ngram.first);
+    ids.push_back(ngram.second);
+  }
+  const auto ngrams = static_cast<int64_t>(table_.ngrams.size());
+  const std::vector<float> mixture = {table_.mixture.encoder_weight,
+                                      table_.mixture.ngram_weight};
+  return WriteRawSafetensors(
+      path, {Raw("ngrams", "I32", {ngrams, 2}, ids),
+             Raw("idf", "F32", {ngrams}, table_.idf),
+             Raw("bias", "F32", {labels()}, table_.bias),
+             Raw("weights", "F32", {ngrams, labels()}, table_.weights),
+             Raw("mixture", "F32", {2}, mixture)});
+}
+
+std::vector<std::pair<int32_t, float>> NgramClassifier::Features(
+    absl::Span<const int32_t> ids) const {
+  std::vector<std::pair<int32_t, float>> features;
+  double squares = 0;
+  for (const auto& [ngram, count] : CountNgrams(ids)) {
+    const auto it = index_.find(ngram);
+    if (it == index_.end()) continue;
+    const double value = (1 + std::log(count)) * table_.idf[it->second];
+    features.emplace_back(it->second, static_cast<float>(value));
+    squares += value * value;
+  }
+  for (auto& [ngram, value] : features) {
+    value = static_cast<float>(value / std::sqrt(squares));
+  }
+  return features;
+}
+
+std::vector<float> NgramClassifier::Margins(
+    absl::Span<const int32_t> ids) const {
+  std::vector<float> margins = table_.bias;
+  for (const auto& [ngram, value] : Features(ids)) {
+    const float* const row = table_.weights.data() + int64_t{ngram} * labels();
+    for (int l = 0; l < labels(); ++l) margins[l] += value * row[l];
+  }
+  return margins;
+}
+
+int64_t NgramClassifier::size_bytes() const {
+  return 1024 +
+         4 * static_cast<int64_t>(3 * table_.ngrams.size() +
+                                  table_.bias.size() + table_.weights.size());
+}
+
+std::string NgramFile(absl::string_view head) {
+  return absl::StrCat(head, ".ngrams.safetensors");
+}
+
+}  // namespace vitrine
