@@ -79,6 +79,7 @@ class Run {
 
  private:
   absl::Status Load();
+  void LeaveOutUntrainedHeads();
   absl::Status ReadData();
   absl::Status MakeTasks();
   void MakeOptimizer();
@@ -161,6 +162,7 @@ absl::Status Run::Load() {
   ASSIGN_OR_RETURN(const std::string folder,
                    ResolveSource(options_.from, registry_));
   ASSIGN_OR_RETURN(source_, LoadSourceModel(folder));
+  LeaveOutUntrainedHeads();
   RETURN_IF_ERROR(SetMatchMarks(options_.match_marks, source_.get()));
   incumbent_folder_ = folder;
   if (!options_.incumbent.empty()) {
@@ -207,6 +209,27 @@ absl::Status Run::Load() {
                    Network::Create(source_->checkpoint, source_->heads(),
                                    report_.bf16, workers_.get()));
   return absl::OkStatus();
+}
+
+// A version's heads are carried over, for somebody may be served by them. What
+// a Hugging Face folder brings along is nobody's, and over an encoder that has
+// changed it says nothing.
+void Run::LeaveOutUntrainedHeads() {
+  if (source_->manifest.version() > 0 || !EncoderChanges()) return;
+  std::vector<internal::Head> trained;
+  for (const internal::Head& head : source_->manifest.heads()) {
+    const auto is_its = [&head](const FitTask& task) {
+      return HeadName(task) == head.name();
+    };
+    if (std::any_of(options_.tasks.begin(), options_.tasks.end(), is_its)) {
+      trained.push_back(head);
+    } else {
+      report_.warnings.push_back(absl::StrCat("head ", head.name(), " of ",
+                                              source_->folder,
+                                              " is not trained, and left out"));
+    }
+  }
+  source_->manifest.mutable_heads()->Assign(trained.begin(), trained.end());
 }
 
 absl::Status Run::ReadData() {

@@ -23,7 +23,7 @@ namespace {
 constexpr char kExamples[] =
     R"(Several --task groups train several heads over one encoder: --data,
 --head, --validation, --grades and --task-weight belong to the --task before
-them. Heads of the parent that are not trained are carried over.
+them. Heads of a parent version that are not trained are carried over.
 
 The weights of the epoch with the best validation metric are kept: ndcg@10 of
 relevance and recommendation, macro_f1 of interest and classification, averaged

@@ -13,6 +13,7 @@
 #include "model/checkpoint.h"
 #include "model/servable_model.h"
 #include "store/model_registry.h"
+#include "tests/testing/tiny_model.h"
 #include "tests/trainer/small_shop.h"
 
 namespace vitrine {
@@ -277,6 +278,31 @@ TEST_F(FineTuneTest, OtherHeadsOfTheParentAreCarriedOver) {
   // Without a change of the encoder there is nothing to warn of.
   options.freeze = FineTuneOptions::kFreezeEncoder;
   EXPECT_THAT(Fit(options)->warnings, IsEmpty());
+}
+
+TEST_F(FineTuneTest, AHuggingFaceFoldersHeadGoesWhereItIsNotTrained) {
+  const std::string folder = shop_.File("ranker");
+  ASSERT_TRUE(testing::WriteTinyModel(folder).ok());
+  FineTuneOptions options = shop_.Options();
+  options.from = folder;
+  options.epochs = 1;
+  options.tasks = {shop_.Task(kClassification)};
+  auto report = Fit(options);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_THAT(report->warnings,
+              ElementsAre(HasSubstr("head relevance of " + folder)));
+  EXPECT_EQ(Manifest(1).heads_size(), 1);
+  // Where the encoder stays, its head still says what it said.
+  options.freeze = FineTuneOptions::kFreezeEncoder;
+  report = Fit(options);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_THAT(report->warnings, IsEmpty());
+  EXPECT_EQ(Manifest(2).heads_size(), 2);
+  options.freeze = -1;
+  options.tasks = {shop_.Task(kRelevance)};
+  report = Fit(options);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_THAT(report->warnings, IsEmpty());
 }
 
 TEST_F(FineTuneTest, NewLabelsExtendAHeadAndKeepTheOldOnes) {

@@ -72,9 +72,11 @@ def write(path, rows):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def share(rows, key, part):
-    """A part of the rows by hash of `key`: the rows of one key together."""
+def share(rows, key, part, seed=1):
+    """A part of the rows by hash of `key`: the rows of one key together. Each
+    seed draws another."""
     if part >= 1:
         return rows
     return [row for row in rows
-            if hash_of("share " + str(row[key])) % 10000 < part * 10000]
+            if hash_of("share %d %s" % (seed, row[key])) % 10000
+            < part * 10000]

@@ -18,6 +18,7 @@ RECIPES = ROOT / "deploy" / "recipes"
 STARTER = ROOT / "deploy" / "starter" / "model"
 ARMS = ("scratch", "starter", "domain")
 PARTS = (0.01, 0.1, 1.0)
+EPOCHS = {0.01: 12, 0.1: 6}  # of a part; all of the rows have the recipe's
 # Tasks whose versions others start from or are scored by.
 KEPT = ("home_depot", "crowdflower", "instacart")
 # A version's file that says what it was trained by; loads pass over its name.
@@ -143,13 +144,13 @@ class Bench:
 
     # ---- Runs ----
 
-    def labels(self, task, part=1.0):
-        """The rows to learn from: that part of them, with --fast a quarter of
-        a large set."""
+    def labels(self, task, part=1.0, seed=1):
+        """The rows to learn from: that part of them, each seed's own; with
+        --fast a quarter of a large set."""
         rows = task.train
         if self.options.fast and len(rows) >= 3000:
             rows = data.share(rows, task.key, 0.25)
-        return data.share(rows, task.key, part)
+        return data.share(rows, task.key, part, seed)
 
     def fit(self, task, source, train, seed, name, extra=(), trained=None):
         """The version's folder, and the rows of `evaluate --scores`; of the
@@ -179,7 +180,7 @@ class Bench:
         return version, scores
 
     def measure(self, task, arm, part=1.0, seed=1, source=None, extra=()):
-        train = self.labels(task, part)
+        train = self.labels(task, part, seed)
         name = "%s-%s-%g-%d" % (task.name, arm, part, seed)
         recipe = RECIPES / (task.recipe + ".toml")
         source = source or self.encoder(task, arm)
@@ -210,9 +211,9 @@ class Bench:
             "%s %.4f" % (m, v) for m, v in value.items())))
         return value
 
-    def baseline(self, task, part=1.0):
-        train = self.labels(task, part)
-        return self.once("%s-baseline-%g" % (task.name, part),
+    def baseline(self, task, part=1.0, seed=1):
+        train = self.labels(task, part, seed)
+        return self.once("%s-baseline-%g-%d" % (task.name, part, seed),
                          digest(len(train), len(task.test), self.options.fast,
                                 self.options.test),
                          lambda: task.baseline(train))
@@ -260,12 +261,12 @@ class Bench:
             curves[name] = {"metric": metric, "classical": [], "scratch": [],
                             "starter": []}
             for part in PARTS:
-                curves[name]["classical"].append(
-                    [self.baseline(task, part)[metric]])
-                # Fewer rows, more times through them: as many steps as 4% of
-                # the rows at the recipe's epochs, at least.
-                more = ("--epochs", 12) if part < 1 else ()
+                # Fewer rows, more times through them.
+                more = ("--epochs", EPOCHS[part]) if part < 1 else ()
                 seeds = range(1, 6) if part < 1 else (1,)
+                curves[name]["classical"].append(
+                    [self.baseline(task, part, seed)[metric]
+                     for seed in seeds])
                 for arm in ("scratch", "starter"):
                     curves[name][arm].append([
                         self.measure(task, arm, part, seed, extra=more)[metric]
