@@ -18,6 +18,7 @@
 #                  deceptive_opinion, generated_reviews, out_of_domain
 #   --few-labels   instead: 1%, 10% and all of the labels of three tasks
 #   --plot FILE    of few labels, as SVG
+#   --markdown FILE   the table as in docs/quality.md
 #   --out FOLDER   what is kept (default build/quality); the same command goes
 #                  on from it, and a recipe that was changed is run again
 #
@@ -28,7 +29,7 @@
 set -euo pipefail
 case ${1:-} in
 '' | -h | --help)
-  sed -n '2,30s/^# \{0,1\}//p' "$0"
+  sed -n '2,31s/^# \{0,1\}//p' "$0"
   [ -n "${1:-}" ]
   exit
   ;;

@@ -11,6 +11,7 @@ import sys
 import time
 
 import data
+import markdown
 import tasks
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -220,6 +221,7 @@ class Bench:
 
     def table(self, names):
         print("task\tmetric\tclassical\tscratch\tstarter\tstarter+domain")
+        rows = []
         for name in names:
             task = tasks.TASKS[name](self.folders)
             columns = {"classical": self.baseline(task)}
@@ -234,23 +236,26 @@ class Bench:
             if task.after and first.exists():
                 columns["after " + task.after] = self.measure(
                     task, "after", source=first)
-            self.print_lines(task, columns)
+            rows.append({"task": name, "train": len(task.train),
+                         "test": len(task.test),
+                         "classical_method": task.baseline_name,
+                         "fast": self.options.fast, "columns": columns})
+            self.print_lines(rows[-1])
+        if self.options.markdown:
+            self.options.markdown.write_text(markdown.tasks_table(rows))
 
-    def print_lines(self, task, columns):
+    def print_lines(self, row):
+        columns = row["columns"]
         for metric in columns["classical"] | columns["domain"]:
             def cell(column):
                 value = columns.get(column, {}).get(metric)
                 return "-" if value is None else "%.4f" % value
-            line = [task.name, metric] + [
+            line = [row["task"], metric] + [
                 cell(c) for c in ("classical",) + ARMS]
             line += ["%s: %s" % (c, cell(c)) for c in columns
                      if c not in ARMS + ("classical",)]
             print("\t".join(line))
-        print(json.dumps({"task": task.name, "train": len(task.train),
-                          "test": len(task.test),
-                          "classical_method": task.baseline_name,
-                          "fast": self.options.fast, "columns": columns}))
-        sys.stdout.flush()
+        print(json.dumps(row), flush=True)
 
     # ---- Few labels ----
 
@@ -272,6 +277,9 @@ class Bench:
                         self.measure(task, arm, part, seed, extra=more)[metric]
                         for seed in seeds])
         self.print_curves(curves)
+        if self.options.markdown:
+            self.options.markdown.write_text(
+                markdown.curves_table(curves, PARTS))
         if self.options.plot:
             import plot
             plot.few_labels(curves, PARTS, self.options.plot)
@@ -300,6 +308,7 @@ def main():
     parser.add_argument("--only", action="append", choices=list(tasks.TASKS))
     parser.add_argument("--few-labels", action="store_true")
     parser.add_argument("--plot", default="")
+    parser.add_argument("--markdown", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path,
                         default=ROOT / "build" / "quality")
     bench = Bench(parser.parse_args())
