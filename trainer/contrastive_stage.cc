@@ -106,21 +106,74 @@ class ContrastiveStage : public PretrainStage {
   }
   std::vector<Dropout>& dropout() override { return network_->dropout(); }
 
-  StageLoss ForwardBackward(absl::Span<const StageExample> examples) override {
+  // The loss ties all of a step's texts together: each process makes the
+  // vectors of its own, has those of the others from them, and computes the
+  // whole loss, of which its gradients are its own texts' part.
+  absl::StatusOr<StageLoss> ForwardBackward(
+      absl::Span<const StageExample> step,
+      absl::Span<const StageExample> own) override {
     std::vector<TextPair> pairs;
-    for (const auto [text, epoch] : examples) {
+    for (const auto [text, epoch] : step) {
       std::mt19937_64 random = RandomFor(options_.seed, epoch, text);
       pairs.push_back(maker_.Draw(training_, text, &random));
     }
     const PairBatch batch(std::move(pairs));
-    StageLoss out = SizeOf(batch);
-    out.loss = network_->ForwardBackward(
-        0, batch.sequences,
-        [&](const at::Tensor& vectors) {
-          return ContrastiveLoss(vectors, batch.keys, options_.temperature,
-                                 &out.found);
-        },
-        /*weight=*/1);
+    StageLoss whole = SizeOf(batch);
+    if (settings_.processes == nullptr) {
+      whole.loss = network_->ForwardBackward(
+          0, batch.sequences,
+          [&](const at::Tensor& vectors) {
+            return ContrastiveLoss(vectors, batch.keys, options_.temperature,
+                                   &whole.found);
+          },
+          /*weight=*/1);
+      return whole;
+    }
+
+    const auto begin = static_cast<int64_t>(own.data() - step.data());
+    const auto count = static_cast<int64_t>(own.size());
+    const auto size = static_cast<int64_t>(step.size());
+    std::vector<const Encoding*> sequences;
+    for (const int64_t half : {begin, size + begin}) {
+      const auto from = batch.sequences.begin() + half;
+      sequences.insert(sequences.end(), from, from + count);
+    }
+    StageLoss out;
+    for (const Encoding* const sequence : sequences) {
+      out.tokens += static_cast<int64_t>(sequence->ids.size());
+    }
+    absl::Status summed;
+    const auto loss = [&](const at::Tensor& vectors) {
+      at::Tensor all = at::zeros({2 * size, network_->width(0)});
+      if (count > 0) {
+        all.narrow(0, begin, count).copy_(vectors.detach().narrow(0, 0, count));
+        all.narrow(0, size + begin, count)
+            .copy_(vectors.detach().narrow(0, count, count));
+      }
+      summed = settings_.processes->Sum(
+          absl::MakeSpan(all.data_ptr<float>(), all.numel()));
+      if (count == 0) return all;
+      if (!summed.ok()) return vectors.sum();
+      const int64_t end = begin + count;
+      all = at::cat({all.narrow(0, 0, begin), vectors.narrow(0, 0, count),
+                     all.narrow(0, end, size - count),
+                     vectors.narrow(0, count, count),
+                     all.narrow(0, size + end, size - end)});
+      return ContrastiveLoss(all, batch.keys, options_.temperature,
+                             &whole.found);
+    };
+    if (count > 0) {
+      whole.loss = network_->ForwardBackward(0, sequences, loss, /*weight=*/1);
+    } else {
+      loss(at::Tensor());
+    }
+    RETURN_IF_ERROR(summed);
+    // Told once.
+    if (count > 0 && begin == 0) {
+      out.loss = whole.loss;
+      out.count = whole.count;
+      out.found = whole.found;
+    }
     return out;
   }
 

@@ -98,10 +98,13 @@ class MatchingStage : public PretrainStage {
   }
   std::vector<Dropout>& dropout() override { return network_->dropout(); }
 
-  StageLoss ForwardBackward(absl::Span<const StageExample> examples) override {
-    std::vector<MatchGroup> groups(examples.size());
+  absl::StatusOr<StageLoss> ForwardBackward(
+      absl::Span<const StageExample> /*step*/,
+      absl::Span<const StageExample> own) override {
+    if (own.empty()) return StageLoss();
+    std::vector<MatchGroup> groups(own.size());
     settings_.workers->Run(static_cast<int>(groups.size()), [&](int i) {
-      const auto [text, epoch] = examples[i];
+      const auto [text, epoch] = own[i];
       std::mt19937_64 random = RandomFor(options_.seed, epoch, text);
       groups[i] = maker_->Draw(text, &random);
     });

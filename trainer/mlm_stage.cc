@@ -70,10 +70,13 @@ class MlmStage : public PretrainStage {
   void StartTraining(uint64_t seed) override { network_->StartTraining(seed); }
   std::vector<Dropout>& dropout() override { return network_->dropout(); }
 
-  StageLoss ForwardBackward(absl::Span<const StageExample> examples) override {
+  absl::StatusOr<StageLoss> ForwardBackward(
+      absl::Span<const StageExample> /*step*/,
+      absl::Span<const StageExample> own) override {
+    if (own.empty()) return StageLoss();
     std::vector<MaskedText> texts;
     int64_t total = 0;
-    for (const auto [text, epoch] : examples) {
+    for (const auto [text, epoch] : own) {
       std::mt19937_64 random = RandomFor(options_.seed, epoch, text);
       texts.push_back(masker_.Mask(corpus_.training[text], &random));
       total += tokens(text);

@@ -296,9 +296,9 @@ absl::Status Run::MakeStage() {
   training_config_ = config;
   training_config_.hidden_dropout = training_config_.attention_dropout =
       options_.dropout;
-  const StageSettings settings = {options_,     training_config_,
-                                  *tokenizer_,  source_.get(),
-                                  report_.bf16, workers_.get()};
+  const StageSettings settings = {
+      options_,     training_config_, *tokenizer_,     source_.get(),
+      report_.bf16, workers_.get(),   processes_.get()};
   ASSIGN_OR_RETURN(stage_, options_.stage == Stage::kMlm ? NewMlmStage(settings)
                            : options_.stage == Stage::kContrastive
                                ? NewContrastiveStage(settings)
@@ -606,17 +606,17 @@ absl::Span<const StageExample> Run::ShareOf(
 // Sets the gradients to those of the step, of all processes together.
 absl::StatusOr<StageLoss> Run::ForwardBackward() {
   const std::vector<StageExample> examples = NextExamples();
-  if (processes_ == nullptr) return stage_->ForwardBackward(examples);
+  if (processes_ == nullptr) return stage_->ForwardBackward(examples, examples);
   const absl::Span<const StageExample> share = ShareOf(examples);
-  StageLoss loss;
-  if (!share.empty()) loss = stage_->ForwardBackward(share);
+  for (at::Tensor& tensor : trained_) tensor.mutable_grad() = at::Tensor();
+  ASSIGN_OR_RETURN(StageLoss loss, stage_->ForwardBackward(examples, share));
 
   const at::NoGradGuard no_grad;
   gradients_.assign(report_.parameters, 0);
   float* place = gradients_.data();
   for (const at::Tensor& tensor : trained_) {
     const at::Tensor& gradient = tensor.grad();
-    if (gradient.defined() && !share.empty()) {
+    if (gradient.defined()) {
       at::from_blob(place, tensor.sizes()).copy_(gradient);
     }
     place += tensor.numel();

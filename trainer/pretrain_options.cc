@@ -31,11 +31,6 @@ absl::Status CheckOptions(const PretrainOptions& options) {
               "--stage ",
               options.stage == Stage::kMatching ? "matching" : "contrastive",
               ": needs --from, an encoder to go on from"));
-  require(
-      options.stage != Stage::kContrastive || options.processes.size == 1,
-      absl::StrCat("--stage contrastive: in one process, for its loss ties all "
-                   "of a step's texts together; WORLD_SIZE is ",
-                   options.processes.size));
   above_zero("--process-timeout", options.processes.timeout_seconds);
   require(options.negatives >= 1 && options.negatives <= 63,
           absl::StrCat("--negatives ", options.negatives, ": outside 1..63"));

@@ -20,6 +20,7 @@
 #include "model/safetensors.h"
 #include "trainer/corpus.h"
 #include "trainer/pretrain.h"
+#include "trainer/process_group.h"
 #include "trainer/source_model.h"
 #include "trainer/workers.h"
 
@@ -51,6 +52,7 @@ struct StageSettings {
   const SourceModel* source;  // null: random weights
   bool bf16;
   Workers* workers;
+  ProcessGroup* processes;  // null: this process is alone
 };
 
 class PretrainStage {
@@ -75,9 +77,13 @@ class PretrainStage {
   virtual void StartTraining(uint64_t seed) = 0;
   virtual std::vector<Dropout>& dropout() = 0;
 
-  // Sets the parameters' gradients to those of the summed loss.
-  virtual StageLoss ForwardBackward(
-      absl::Span<const StageExample> examples) = 0;
+  // Sets the parameters' gradients to this process's part of those of the
+  // step's summed loss, and returns its part of that. `own` of the step's
+  // examples, one span of them, are this process's: all where it is alone,
+  // maybe none where it is not.
+  virtual absl::StatusOr<StageLoss> ForwardBackward(
+      absl::Span<const StageExample> step,
+      absl::Span<const StageExample> own) = 0;
 
   // Of the held-out texts, without gradients; the same draws every time.
   virtual StageLoss Evaluate() const = 0;
