@@ -9,6 +9,7 @@
 #include <set>
 
 #include "base/status_macros.h"
+#include "trainer/fit_task.h"
 #include "trainer/label_numbers.h"
 #include "trainer/ngram_fit.h"
 #include "trainer/task.h"
@@ -47,9 +48,13 @@ class ClassificationTask : public Task {
       served_ = source_ngrams_;
     } else if (settings.ngrams_from == TablesFrom::kRows &&
                validation_.size() >= kLeastMixtureRows) {
-      ASSIGN_OR_RETURN(fitted_, NgramClassifier::Create(FitNgrams(
-                                    Pointers(training_), training_truth_,
-                                    head_.labels_size(), settings.workers)));
+      ASSIGN_OR_RETURN(
+          fitted_, NgramClassifier::Create(FitNgrams(
+                       Pointers(training_), training_truth_,
+                       head_.labels_size(), settings.workers, settings.stop)));
+      if (settings.stop != nullptr) {
+        RETURN_IF_ERROR(CheckStop(*settings.stop));
+      }
       margins_ = MarginsOf(*fitted_);
     } else if (settings.ngrams_from != TablesFrom::kNone &&
                source_ngrams_ != nullptr &&

@@ -261,6 +261,7 @@ absl::Status Run::MakeTasks() {
         options_.ngrams ? TablesFrom::kRows : TablesFrom::kNone;
     settings.source_tables = source_->TablesOf(name);
     settings.workers = workers_.get();
+    settings.stop = &stop_;
     settings.head.set_name(name);
     settings.head.set_kind(options_.tasks[i].kind);
     if (parent >= 0 && network_->head(parent).kind() != settings.head.kind()) {

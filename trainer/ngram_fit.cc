@@ -220,7 +220,7 @@ struct MixtureRows {
 
 NgramTable FitNgrams(absl::Span<const Encoding* const> texts,
                      absl::Span<const int32_t> truth, int labels,
-                     Workers* workers) {
+                     Workers* workers, const std::atomic<bool>* stop) {
   NgramTable table;
   const std::vector<size_t> numbers = Spread(texts.size(), kMostRows);
   CountTexts(texts, numbers, labels, &table);
@@ -229,6 +229,7 @@ NgramTable FitNgrams(absl::Span<const Encoding* const> texts,
   table.bias.resize(labels);
   table.weights.resize(width * labels);
   const auto fit = [&](int label) {
+    if (stop != nullptr && *stop) return;
     std::vector<int8_t> signs(rows.size());
     for (size_t i = 0; i < signs.size(); ++i) {
       signs[i] = truth[numbers[i]] == label ? 1 : -1;

@@ -3,6 +3,7 @@
 // Fits what a classification head has beside its encoder: see
 // model/ngram_classifier.h.
 
+#include <atomic>
 #include <cstdint>
 #include <vector>
 
@@ -17,10 +18,11 @@ namespace vitrine {
 // the table would be too large), and for each label a linear support vector
 // machine that tells it from the others (squared hinge loss, C = 0.5).
 // truth[i] in [0, labels) is the label of texts[i]. Of a million texts at most.
-// `workers` share the labels; null: none do. The mixture is left as it is.
+// `workers` share the labels; null: none do. The mixture is left as it is. Soon
+// after `stop` (null: there is none) is set, returns with weights missing.
 NgramTable FitNgrams(absl::Span<const Encoding* const> texts,
                      absl::Span<const int32_t> truth, int labels,
-                     Workers* workers);
+                     Workers* workers, const std::atomic<bool>* stop = nullptr);
 
 // The weights of encoder and n-grams under which most of some rows, that
 // neither was trained on, get their label (of twelve ratios, the likeliest of

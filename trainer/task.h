@@ -4,6 +4,7 @@
 // Immutable after construction, but for the network it is given. Each kind of
 // head has a file of its own; NewTask() picks.
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
@@ -54,7 +55,10 @@ struct TaskSettings {
   TablesFrom counts_from = TablesFrom::kRows;  // recommendation
   TablesFrom ngrams_from = TablesFrom::kRows;  // classification
   HeadTables source_tables;                    // what the source's head has
-  Workers* workers = nullptr;  // that share what is fitted to rows; null: none
+  // Of what is fitted to rows: who shares it (null: nobody), and whether the
+  // run is to end (null: never).
+  Workers* workers = nullptr;
+  const std::atomic<bool>* stop = nullptr;
   // The task is for Evaluate() and Samples(); training rows may be missing.
   // Tables are the source's.
   bool evaluation_only = false;
@@ -118,8 +122,9 @@ class Task {
   internal::Head head_;
 };
 
-// All outlive the task. kInvalidArgument names the row's text that cannot be
-// encoded, or says what the data lacks (two labels, say).
+// All outlive the task. kCancelled soon after `stop` is set. kInvalidArgument
+// names the row's text that cannot be encoded, or says what the data lacks (two
+// labels, say).
 absl::StatusOr<std::unique_ptr<Task>> NewTask(const TaskSettings& settings,
                                               const Featurizer& featurizer,
                                               const Catalogue& catalogue,
