@@ -183,9 +183,9 @@ def classification(folders, file, text, label, key, name=None, chinese=False):
         own_pieces=chinese)
 
 
-def anomaly(folders, file, key, positive):
+def anomaly(folders, file, key, positive, name=None):
     """Texts with a label; a source, a subject or a text is all on one side."""
-    task = classification(folders, file, "text", "label", key)
+    task = classification(folders, file, "text", "label", key, name)
     truth = [row["label"] == positive for row in task.test]
 
     def judge(scores):
@@ -253,7 +253,8 @@ TASKS = {
     "deceptive_opinion": lambda f: anomaly(
         f, "deceptive_opinion", "subject", "deceptive"),
     "generated_reviews": lambda f: anomaly(
-        f, "generated_reviews_dev", "text", "generated"),
+        f, "generated_reviews_dev", "text", "generated",
+        "generated_reviews"),
     "out_of_domain": out_of_domain,
 }
 
