@@ -17,8 +17,12 @@
 namespace vitrine {
 namespace {
 
-// Held-out rows on which the weights of encoder and n-grams can be told.
+// Fewer give n-grams too little to count.
+constexpr size_t kLeastTrainingRows = 100;
+// Held-out rows on which the weights of encoder and n-grams can be told; with
+// fewer they are what larger sets came to.
 constexpr size_t kLeastMixtureRows = 30;
+constexpr NgramMixture kUsualMixture = {1, 4};
 
 class ClassificationTask : public Task {
  public:
@@ -47,7 +51,7 @@ class ClassificationTask : public Task {
     if (settings.evaluation_only) {
       served_ = source_ngrams_;
     } else if (settings.ngrams_from == TablesFrom::kRows &&
-               validation_.size() >= kLeastMixtureRows) {
+               training_.size() >= kLeastTrainingRows) {
       ASSIGN_OR_RETURN(
           fitted_, NgramClassifier::Create(FitNgrams(
                        Pointers(training_), training_truth_,
@@ -113,6 +117,7 @@ class ClassificationTask : public Task {
     table.mixture = Mixture(logits);
     if (table.mixture.ngram_weight == 0) return;
     served_ = *NgramClassifier::Create(std::move(table));
+    if (validation_.empty()) return;
     encoder_alone_ = EvaluateLogits(logits, head_.labels_size()).metrics();
   }
 
@@ -173,6 +178,7 @@ class ClassificationTask : public Task {
   }
 
   NgramMixture Mixture(absl::Span<const float> logits) const {
+    if (validation_.size() < kLeastMixtureRows) return kUsualMixture;
     return FitNgramMixture(logits, margins_, validation_truth_,
                            head_.labels_size());
   }

@@ -188,8 +188,8 @@ void AddTrainingOptions(CLI::App* command, FitFlags* flags) {
       ->check(CLI::IsMember({"auto", "off"}));
   add("--ngrams", flags->ngrams,
       "Classification: beside the encoder, a linear classifier over the tokens "
-      "of a text and their pairs: auto (with 30 held-out rows or more, else as "
-      "the parent has it) or off")
+      "of a text and their pairs: auto (with 100 rows or more, else as the "
+      "parent has it) or off")
       ->check(CLI::IsMember({"auto", "off"}));
   add("--pooling", flags->pooling, "What new heads read: cls or mean")
       ->check(CLI::IsMember({"cls", "mean"}));

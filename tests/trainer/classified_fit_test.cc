@@ -162,6 +162,21 @@ TEST_F(ClassifiedFitTest, NoneWhereTheyAreOffOrRowsAreFew) {
   EXPECT_FALSE(PathExists(FileOf(*report)));
 }
 
+TEST_F(ClassifiedFitTest, HeldOutRowsMayBeFewOrNone) {
+  FineTuneOptions options = Options();
+  for (const double share : {0.05, 0.0}) {
+    options.validation_share = share;
+    ASSERT_TRUE(WriteFile(data(), Rows(200)).ok());
+    const auto report = Fit(options);
+    ASSERT_TRUE(report.ok()) << report.status();
+    EXPECT_LT(report->heads[0].validation_rows, 30);
+    const auto ngrams = NgramClassifier::Open(FileOf(*report));
+    ASSERT_TRUE(ngrams.ok()) << ngrams.status();
+    EXPECT_EQ((*ngrams)->mixture().encoder_weight, 1);
+    EXPECT_EQ((*ngrams)->mixture().ngram_weight, 4);
+  }
+}
+
 TEST_F(ClassifiedFitTest, VersionsTrainedFromItCarryOverOrMakeThemAnew) {
   const auto first = Fit(Options());
   ASSERT_TRUE(first.ok()) << first.status();
