@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
@@ -21,54 +20,13 @@ constexpr size_t kNewest = 64;
 template <typename T>
 RawTensor List(const char* name, const char* dtype,
                const std::vector<T>& values) {
-  return {name,
-          dtype,
-          {static_cast<int64_t>(values.size())},
-          std::string(reinterpret_cast<const char*>(values.data()),
-                      values.size() * sizeof(T))};
+  return ToRaw(name, dtype, {static_cast<int64_t>(values.size())}, values);
 }
 
 // As the file has them.
 std::vector<float> Numbers(const Mixture& mixture) {
   return {mixture.history_decay, mixture.text_weight, mixture.count_scale,
           mixture.count_power, mixture.popularity_power};
-}
-
-// The tensor `name` as a list of elements of so many bytes; an error where it
-// is missing or none.
-absl::StatusOr<const TensorView*> FindList(const Safetensors& file,
-                                           const std::string& name,
-                                           size_t element_bytes) {
-  const TensorView* const tensor = file.Find(name);
-  if (tensor == nullptr) {
-    return absl::InvalidArgumentError(absl::StrCat(name, ": missing"));
-  }
-  if (tensor->shape.size() != 1 ||
-      tensor->bytes.size() != tensor->elements() * element_bytes) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        name, ": not a list of elements of ", element_bytes, " bytes"));
-  }
-  return tensor;
-}
-
-absl::StatusOr<std::vector<int32_t>> ReadInts(const Safetensors& file,
-                                              const std::string& name) {
-  ASSIGN_OR_RETURN(const TensorView* const tensor,
-                   FindList(file, name, sizeof(int32_t)));
-  std::vector<int32_t> values(tensor->elements());
-  if (!values.empty()) {
-    std::memcpy(values.data(), tensor->bytes.data(), tensor->bytes.size());
-  }
-  return values;
-}
-
-absl::StatusOr<std::vector<float>> ReadFloats(const Safetensors& file,
-                                              const std::string& name) {
-  ASSIGN_OR_RETURN(const TensorView* const tensor,
-                   FindList(file, name, sizeof(float)));
-  absl::StatusOr<std::vector<float>> values = ToFloats(*tensor);
-  if (!values.ok()) return Annotate(values.status(), name);
-  return values;
 }
 
 // Each list's end in what they share: they rise, and the last is its size.
@@ -90,30 +48,26 @@ absl::Status CheckEnds(const char* name, absl::Span<const int32_t> ends,
 }
 
 absl::StatusOr<CooccurrenceTable> ReadTable(const Safetensors& file) {
-  for (const auto& [name, unused] : file.tensors()) {
-    if (name != "item_ids" && name != "item_id_ends" && name != "popularity" &&
-        name != "neighbour_ends" && name != "neighbours" && name != "weights" &&
-        name != "mixture") {
-      return absl::InvalidArgumentError(
-          absl::StrCat(absl::CHexEscape(name), ": no such tensor is known"));
-    }
-  }
+  RETURN_IF_ERROR(CheckRawNames(
+      file, {"item_ids", "item_id_ends", "popularity", "neighbour_ends",
+             "neighbours", "weights", "mixture"}));
   CooccurrenceTable table;
-  ASSIGN_OR_RETURN(const TensorView* const ids, FindList(file, "item_ids", 1));
+  ASSIGN_OR_RETURN(const TensorView* const ids,
+                   FindRaw(file, "item_ids", 1, 1));
   ASSIGN_OR_RETURN(const std::vector<int32_t> id_ends,
-                   ReadInts(file, "item_id_ends"));
+                   ReadRawInts(file, "item_id_ends"));
   RETURN_IF_ERROR(CheckEnds("item_id_ends", id_ends, ids->bytes.size()));
   int32_t begin = 0;
   for (const int32_t end : id_ends) {
     table.ids.emplace_back(ids->bytes.substr(begin, end - begin));
     begin = end;
   }
-  ASSIGN_OR_RETURN(table.popularity, ReadFloats(file, "popularity"));
-  ASSIGN_OR_RETURN(table.neighbour_ends, ReadInts(file, "neighbour_ends"));
-  ASSIGN_OR_RETURN(table.neighbours, ReadInts(file, "neighbours"));
-  ASSIGN_OR_RETURN(table.weights, ReadFloats(file, "weights"));
+  ASSIGN_OR_RETURN(table.popularity, ReadRawFloats(file, "popularity"));
+  ASSIGN_OR_RETURN(table.neighbour_ends, ReadRawInts(file, "neighbour_ends"));
+  ASSIGN_OR_RETURN(table.neighbours, ReadRawInts(file, "neighbours"));
+  ASSIGN_OR_RETURN(table.weights, ReadRawFloats(file, "weights"));
   ASSIGN_OR_RETURN(const std::vector<float> mixture,
-                   ReadFloats(file, "mixture"));
+                   ReadRawFloats(file, "mixture"));
   if (mixture.size() != 5) {
     return absl::InvalidArgumentError(
         absl::StrCat("mixture: ", mixture.size(), " numbers, not 5"));

@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "model/raw_safetensors.h"
@@ -13,67 +11,24 @@
 namespace vitrine {
 namespace {
 
-template <typename T>
-RawTensor Raw(const char* name, const char* dtype, std::vector<int64_t> shape,
-              const std::vector<T>& values) {
-  return {name, dtype, std::move(shape),
-          std::string(reinterpret_cast<const char*>(values.data()),
-                      values.size() * sizeof(T))};
-}
-
-absl::StatusOr<const TensorView*> FindTensor(const Safetensors& file,
-                                             const std::string& name,
-                                             size_t dimensions) {
-  const TensorView* const tensor = file.Find(name);
-  if (tensor == nullptr) {
-    return absl::InvalidArgumentError(absl::StrCat(name, ": missing"));
-  }
-  if (tensor->shape.size() != dimensions ||
-      tensor->bytes.size() != tensor->elements() * 4) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(name, ": not ", dimensions == 1 ? "a list" : "a table",
-                     " of elements of 4 bytes"));
-  }
-  return tensor;
-}
-
-absl::StatusOr<std::vector<float>> ReadFloats(const Safetensors& file,
-                                              const std::string& name,
-                                              size_t dimensions = 1) {
-  ASSIGN_OR_RETURN(const TensorView* const tensor,
-                   FindTensor(file, name, dimensions));
-  absl::StatusOr<std::vector<float>> values = ToFloats(*tensor);
-  if (!values.ok()) return Annotate(values.status(), name);
-  return values;
-}
-
 absl::StatusOr<NgramTable> ReadTable(const Safetensors& file) {
-  for (const auto& [name, unused] : file.tensors()) {
-    if (name != "ngrams" && name != "idf" && name != "bias" &&
-        name != "weights" && name != "mixture") {
-      return absl::InvalidArgumentError(
-          absl::StrCat(absl::CHexEscape(name), ": no such tensor is known"));
-    }
-  }
+  RETURN_IF_ERROR(
+      CheckRawNames(file, {"ngrams", "idf", "bias", "weights", "mixture"}));
   NgramTable table;
-  ASSIGN_OR_RETURN(const TensorView* const ngrams,
-                   FindTensor(file, "ngrams", 2));
-  if (ngrams->shape[1] != 2) {
+  ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
+                   ReadRawInts(file, "ngrams", 2));
+  if (const int64_t tokens = file.Find("ngrams")->shape[1]; tokens != 2) {
     return absl::InvalidArgumentError(
-        absl::StrCat("ngrams: of ", ngrams->shape[1], " tokens, not 2"));
-  }
-  std::vector<int32_t> ids(ngrams->elements());
-  if (!ids.empty()) {
-    std::memcpy(ids.data(), ngrams->bytes.data(), ngrams->bytes.size());
+        absl::StrCat("ngrams: of ", tokens, " tokens, not 2"));
   }
   for (size_t i = 0; i < ids.size(); i += 2) {
     table.ngrams.push_back({ids[i], ids[i + 1]});
   }
-  ASSIGN_OR_RETURN(table.idf, ReadFloats(file, "idf"));
-  ASSIGN_OR_RETURN(table.bias, ReadFloats(file, "bias"));
-  ASSIGN_OR_RETURN(table.weights, ReadFloats(file, "weights", 2));
+  ASSIGN_OR_RETURN(table.idf, ReadRawFloats(file, "idf"));
+  ASSIGN_OR_RETURN(table.bias, ReadRawFloats(file, "bias"));
+  ASSIGN_OR_RETURN(table.weights, ReadRawFloats(file, "weights", 2));
   ASSIGN_OR_RETURN(const std::vector<float> mixture,
-                   ReadFloats(file, "mixture"));
+                   ReadRawFloats(file, "mixture"));
   if (mixture.size() != 2) {
     return absl::InvalidArgumentError(
         absl::StrCat("mixture: ", mixture.size(), " numbers, not 2"));
@@ -188,11 +143,11 @@ absl::Status NgramClassifier::Write(const std::string& path) const {
   const std::vector<float> mixture = {table_.mixture.encoder_weight,
                                       table_.mixture.ngram_weight};
   return WriteRawSafetensors(
-      path, {Raw("ngrams", "I32", {ngrams, 2}, ids),
-             Raw("idf", "F32", {ngrams}, table_.idf),
-             Raw("bias", "F32", {labels()}, table_.bias),
-             Raw("weights", "F32", {ngrams, labels()}, table_.weights),
-             Raw("mixture", "F32", {2}, mixture)});
+      path, {ToRaw("ngrams", "I32", {ngrams, 2}, ids),
+             ToRaw("idf", "F32", {ngrams}, table_.idf),
+             ToRaw("bias", "F32", {labels()}, table_.bias),
+             ToRaw("weights", "F32", {ngrams, labels()}, table_.weights),
+             ToRaw("mixture", "F32", {2}, mixture)});
 }
 
 std::vector<std::pair<int32_t, float>> NgramClassifier::Features(

@@ -301,12 +301,17 @@ int ServableModel::interest_head() const {
   return FindKind(heads_, internal::HEAD_KIND_INTEREST);
 }
 
+const HeadTables& ServableModel::tables(int head) const {
+  static const HeadTables kNone;
+  return head < tables_.size() ? tables_[head] : kNone;
+}
+
 const Cooccurrence* ServableModel::cooccurrence(int head) const {
-  return head < tables_.size() ? tables_[head].counts.get() : nullptr;
+  return tables(head).counts.get();
 }
 
 const NgramClassifier* ServableModel::ngrams(int head) const {
-  return head < tables_.size() ? tables_[head].ngrams.get() : nullptr;
+  return tables(head).ngrams.get();
 }
 
 int ServableModel::embedding_head() const {

@@ -65,6 +65,8 @@ class ServableModel {
   int recommendation_head() const;
   int interest_head() const;
   int embedding_head() const;
+  // What this head has beside its weights.
+  const HeadTables& tables(int head) const;
   // What the shop's sequences say to this head's recommendations; null: it goes
   // by texts alone.
   const Cooccurrence* cooccurrence(int head) const;

@@ -118,18 +118,6 @@ class ContrastiveStage : public PretrainStage {
       pairs.push_back(maker_.Draw(training_, text, &random));
     }
     const PairBatch batch(std::move(pairs));
-    StageLoss whole = SizeOf(batch);
-    if (settings_.processes == nullptr) {
-      whole.loss = network_->ForwardBackward(
-          0, batch.sequences,
-          [&](const at::Tensor& vectors) {
-            return ContrastiveLoss(vectors, batch.keys, options_.temperature,
-                                   &whole.found);
-          },
-          /*weight=*/1);
-      return whole;
-    }
-
     const auto begin = static_cast<int64_t>(own.data() - step.data());
     const auto count = static_cast<int64_t>(own.size());
     const auto size = static_cast<int64_t>(step.size());
@@ -142,37 +130,28 @@ class ContrastiveStage : public PretrainStage {
     for (const Encoding* const sequence : sequences) {
       out.tokens += static_cast<int64_t>(sequence->ids.size());
     }
-    absl::Status summed;
+    absl::Status gathered;
+    int64_t found = 0;
     const auto loss = [&](const at::Tensor& vectors) {
-      at::Tensor all = at::zeros({2 * size, network_->width(0)});
-      if (count > 0) {
-        all.narrow(0, begin, count).copy_(vectors.detach().narrow(0, 0, count));
-        all.narrow(0, size + begin, count)
-            .copy_(vectors.detach().narrow(0, count, count));
+      at::Tensor all = vectors;
+      if (settings_.processes != nullptr) {
+        gathered = Gather(begin, count, size, &all);
+        if (!gathered.ok()) return vectors.sum();
       }
-      summed = settings_.processes->Sum(
-          absl::MakeSpan(all.data_ptr<float>(), all.numel()));
-      if (count == 0) return all;
-      if (!summed.ok()) return vectors.sum();
-      const int64_t end = begin + count;
-      all = at::cat({all.narrow(0, 0, begin), vectors.narrow(0, 0, count),
-                     all.narrow(0, end, size - count),
-                     vectors.narrow(0, count, count),
-                     all.narrow(0, size + end, size - end)});
-      return ContrastiveLoss(all, batch.keys, options_.temperature,
-                             &whole.found);
+      return ContrastiveLoss(all, batch.keys, options_.temperature, &found);
     };
-    if (count > 0) {
-      whole.loss = network_->ForwardBackward(0, sequences, loss, /*weight=*/1);
-    } else {
-      loss(at::Tensor());
+    if (count == 0) {
+      at::Tensor none;
+      RETURN_IF_ERROR(Gather(begin, count, size, &none));
+      return out;
     }
-    RETURN_IF_ERROR(summed);
-    // Told once.
-    if (count > 0 && begin == 0) {
-      out.loss = whole.loss;
-      out.count = whole.count;
-      out.found = whole.found;
+    const double whole =
+        network_->ForwardBackward(0, sequences, loss, /*weight=*/1);
+    RETURN_IF_ERROR(gathered);
+    if (begin == 0) {  // told by one process
+      out.loss = whole;
+      out.count = 2 * size;
+      out.found = found;
     }
     return out;
   }
@@ -221,6 +200,31 @@ class ContrastiveStage : public PretrainStage {
   }
 
  private:
+  // `vectors`, (2 * count, width), are this process's, of the pairs from
+  // `begin` on; they become those of all `size` pairs, the others' without
+  // gradients. All processes call it at once.
+  absl::Status Gather(int64_t begin, int64_t count, int64_t size,
+                      at::Tensor* vectors) const {
+    at::Tensor all = at::zeros({2 * size, network_->width(0)});
+    if (count > 0) {
+      const at::Tensor own = vectors->detach();
+      all.narrow(0, begin, count).copy_(own.narrow(0, 0, count));
+      all.narrow(0, size + begin, count).copy_(own.narrow(0, count, count));
+    }
+    RETURN_IF_ERROR(settings_.processes->Sum(
+        absl::MakeSpan(all.data_ptr<float>(), all.numel())));
+    if (count == 0) {
+      *vectors = all;
+      return absl::OkStatus();
+    }
+    const int64_t end = begin + count;
+    *vectors = at::cat({all.narrow(0, 0, begin), vectors->narrow(0, 0, count),
+                        all.narrow(0, end, size - count),
+                        vectors->narrow(0, count, count),
+                        all.narrow(0, size + end, size - end)});
+    return absl::OkStatus();
+  }
+
   static StageLoss SizeOf(const PairBatch& batch) {
     StageLoss size;
     size.count = static_cast<int64_t>(batch.sequences.size());

@@ -11,7 +11,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/status_macros.h"
-#include "model/head_tables.h"
 #include "model/servable_model.h"
 #include "store/model_registry.h"
 #include "trainer/engine_inference.h"
@@ -216,9 +215,7 @@ absl::Status Run::Measure(size_t number) {
   TaskSettings settings;
   settings.head = model_->heads()[heads_[number]];
   settings.evaluation_only = true;
-  ASSIGN_OR_RETURN(const std::vector<HeadTables> tables,
-                   OpenHeadTables(report_.folder, {settings.head}));
-  settings.source_tables = tables.front();
+  settings.source_tables = model_->tables(heads_[number]);
   const Split& split = data_.splits[number];
   ASSIGN_OR_RETURN(const auto task, NewTask(settings, model_->featurizer(),
                                             data_.catalogue, split));
@@ -241,7 +238,7 @@ absl::Status Run::Measure(size_t number) {
   }
   if (scores_ == nullptr) return absl::OkStatus();
   return scores_->Write(settings.head, split.validation, data_.catalogue,
-                        tables.front(), model_->featurizer(),
+                        settings.source_tables, model_->featurizer(),
                         inference.outputs());
 }
 

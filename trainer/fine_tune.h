@@ -56,7 +56,7 @@ struct FineTuneOptions {
   // enough to weigh that; false: texts alone.
   bool co_occurrence = true;
   // Classification: adds a linear classifier over the texts' n-grams, where
-  // there are held-out rows enough to weigh it; false: the encoder alone.
+  // there are rows enough; false: the encoder alone.
   bool ngrams = true;
   // Of new heads; what is trained already keeps its own.
   internal::Pooling pooling = internal::POOLING_UNSPECIFIED;

@@ -196,8 +196,7 @@ void AddTrainingOptions(CLI::App* command, FitFlags* flags) {
   add("--seed", o->seed, "Of order, dropout and new heads");
   add("--bf16", flags->bf16,
       "bf16 products: on, off, or auto (on where the processor has them and "
-      "the "
-      "encoder is 256 wide or wider)")
+      "the encoder is 256 wide or wider)")
       ->check(CLI::IsMember({"auto", "on", "off"}));
   add("--threads", o->threads, "0: one for each processor");
 }

@@ -259,14 +259,14 @@ NgramMixture FitNgramMixture(absl::Span<const float> logits,
   int most_right = -1;
   double least_loss = 0;
   for (const double ratio : kRatios) {
-    NgramMixture mixture{static_cast<float>(std::isinf(ratio) ? 0 : 1),
-                         static_cast<float>(std::isinf(ratio) ? 1 : ratio)};
+    const NgramMixture mixture{
+        static_cast<float>(std::isinf(ratio) ? 0 : 1),
+        static_cast<float>(std::isinf(ratio) ? 1 : ratio)};
     for (size_t r = 0; r < rows.size(); ++r) {
-      for (int l = 0; l < labels; ++l) {
-        const size_t from = rows[r] * labels + l;
-        mixed.logits[r * labels + l] = mixture.encoder_weight * logits[from] +
-                                       mixture.ngram_weight * margins[from];
-      }
+      const absl::Span<float> row =
+          absl::MakeSpan(mixed.logits).subspan(r * labels, labels);
+      std::copy_n(logits.begin() + rows[r] * labels, labels, row.begin());
+      mixture.Combine(margins.subspan(rows[r] * labels, labels), row);
     }
     const int right = mixed.Right();
     if (right < most_right) continue;

@@ -34,19 +34,6 @@ constexpr char kFile[] = "classifier.ngrams.safetensors";
 
 const std::atomic<bool> kGoOn{false};
 
-absl::StatusOr<FineTuneReport> Fit(const FineTuneOptions& options) {
-  FineTuneListener silent;
-  return FineTune(options, &silent, kGoOn);
-}
-
-double Value(const std::vector<MetricValue>& metrics, const std::string& name) {
-  for (const MetricValue& metric : metrics) {
-    if (metric.name == name) return metric.value;
-  }
-  ADD_FAILURE() << "no metric " << name;
-  return 0;
-}
-
 std::vector<std::string> Names(const std::vector<Baseline>& baselines) {
   std::vector<std::string> names;
   for (const Baseline& baseline : baselines) names.push_back(baseline.name);

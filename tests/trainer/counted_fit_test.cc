@@ -3,7 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <string>
 #include <vector>
 
@@ -31,20 +30,6 @@ using ::testing::Not;
 constexpr auto kRecommendation = internal::HEAD_KIND_RECOMMENDATION;
 constexpr auto kClassification = internal::HEAD_KIND_CLASSIFICATION;
 constexpr char kFile[] = "recommendation.cooccurrence.safetensors";
-
-absl::StatusOr<FineTuneReport> Fit(const FineTuneOptions& options) {
-  FineTuneListener silent;
-  const std::atomic<bool> stop{false};
-  return FineTune(options, &silent, stop);
-}
-
-double Value(const std::vector<MetricValue>& metrics, const std::string& name) {
-  for (const MetricValue& metric : metrics) {
-    if (metric.name == name) return metric.value;
-  }
-  ADD_FAILURE() << "no metric " << name;
-  return 0;
-}
 
 const Baseline& Find(const HeadReport& head, const std::string& name) {
   for (const Baseline& baseline : head.baselines) {

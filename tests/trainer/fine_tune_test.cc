@@ -29,21 +29,6 @@ constexpr auto kRecommendation = internal::HEAD_KIND_RECOMMENDATION;
 constexpr auto kInterest = internal::HEAD_KIND_INTEREST;
 constexpr auto kClassification = internal::HEAD_KIND_CLASSIFICATION;
 
-absl::StatusOr<FineTuneReport> Fit(const FineTuneOptions& options,
-                                   FineTuneListener* listener = nullptr) {
-  FineTuneListener silent;
-  const std::atomic<bool> stop{false};
-  return FineTune(options, listener != nullptr ? listener : &silent, stop);
-}
-
-double Value(const std::vector<MetricValue>& metrics, const std::string& name) {
-  for (const MetricValue& metric : metrics) {
-    if (metric.name == name) return metric.value;
-  }
-  ADD_FAILURE() << "no metric " << name;
-  return 0;
-}
-
 std::map<std::string, std::vector<float>> Weights(
     const std::string& folder, const std::vector<internal::Head>& heads) {
   std::map<std::string, std::vector<float>> out;

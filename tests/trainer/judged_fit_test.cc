@@ -44,10 +44,9 @@ class Recorder : public FineTuneListener {
   int epochs = 0, judged = 0;
 };
 
-absl::StatusOr<FineTuneReport> Fit(const FineTuneOptions& options) {
+absl::StatusOr<FineTuneReport> RecordedFit(const FineTuneOptions& options) {
   Recorder recorder;
-  const std::atomic<bool> stop{false};
-  auto report = FineTune(options, &recorder, stop);
+  auto report = Fit(options, &recorder);
   // What is wrong with the options is said before the work.
   EXPECT_EQ(recorder.judged, report.ok() ? 1 : 0);
   EXPECT_EQ(recorder.epochs > 0, report.ok());
@@ -85,7 +84,7 @@ class JudgedFitTest : public ::testing::Test {
     FineTuneOptions options = shop_.Options();
     options.tasks = {shop_.Task(kRelevance), shop_.Task(kClassification)};
     options.epochs = 6;
-    const auto report = Fit(options);
+    const auto report = RecordedFit(options);
     ASSERT_TRUE(report.ok()) << report.status();
     ASSERT_EQ(report->version, 1);
   }
@@ -126,7 +125,7 @@ TEST_F(JudgedFitTest, AGoodCandidatePassesAndTheManifestHoldsItAll) {
   options.tasks.push_back(shop_.Task(kClassification));
   options.job = 12;
   options.label_watermark = 3456;
-  const auto report = Fit(options);
+  const auto report = RecordedFit(options);
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_FALSE(report->rejected);
   EXPECT_THAT(report->rejections, IsEmpty());
@@ -171,7 +170,7 @@ TEST_F(JudgedFitTest, ACandidateThatLearnedTheOppositeIsRejected) {
   options.tasks[0].validation = shop_.relevance();
   options.learning_rate = 3e-3;
   options.epochs = 4;
-  const auto report = Fit(options);
+  const auto report = RecordedFit(options);
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_TRUE(report->rejected);
   EXPECT_EQ(report->version, 0);
@@ -191,7 +190,7 @@ TEST_F(JudgedFitTest, ADryRunJudgesAndPublishesNothing) {
   PublishGood();
   FineTuneOptions options = Next("");
   options.publish = false;
-  const auto report = Fit(options);
+  const auto report = RecordedFit(options);
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_FALSE(report->rejected);
   EXPECT_EQ(report->version, 0);
@@ -202,8 +201,8 @@ TEST_F(JudgedFitTest, ADryRunJudgesAndPublishesNothing) {
 TEST_F(JudgedFitTest, NoGainIsProvenByAModelThatHardlyMoved) {
   PublishGood();
   const auto report =
-      Fit(Next("rules { metric: 'ndcg@10' min_change: 0.01 "
-               "evidence: GATE_EVIDENCE_PROOF_OF_GAIN }"));
+      RecordedFit(Next("rules { metric: 'ndcg@10' min_change: 0.01 "
+                       "evidence: GATE_EVIDENCE_PROOF_OF_GAIN }"));
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_THAT(report->rejections, ElementsAre(HasSubstr("no proof")));
   ExpectNothingNew();
@@ -225,13 +224,13 @@ TEST_F(JudgedFitTest, AnotherIncumbentIsAskedInItsOwnTokens) {
   theirs.tasks = {other.Task(kRelevance)};
   theirs.encoding.set_max_query_tokens(7);
   theirs.epochs = 6;
-  const auto in_service = Fit(theirs);
+  const auto in_service = RecordedFit(theirs);
   ASSERT_TRUE(in_service.ok()) << in_service.status();
 
   FineTuneOptions options = Next("rules { metric: 'ndcg@10' min_change: -1 }");
   options.incumbent = in_service->folder;
   options.tasks.push_back(shop_.Task(kClassification));
-  const auto report = Fit(options);
+  const auto report = RecordedFit(options);
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_FALSE(report->rejected) << report->rejections[0];
   // What it was published with, to the bit of rounding that batches leave.
@@ -251,13 +250,13 @@ TEST_F(JudgedFitTest, TheSourceAsItsOwnIncumbentGivesTheSameNumbers) {
   PublishGood();
   FineTuneOptions options = Next("");
   options.publish = false;
-  const auto reused = Fit(options);
+  const auto reused = RecordedFit(options);
   ASSERT_TRUE(reused.ok()) << reused.status();
   // A copy of the folder is another version, evaluated anew.
   const std::string copy = shop_.File("copy");
   std::filesystem::copy(registry().VersionFolder("shop", 1), copy);
   options.incumbent = copy;
-  const auto anew = Fit(options);
+  const auto anew = RecordedFit(options);
   ASSERT_TRUE(anew.ok()) << anew.status();
   ASSERT_EQ(reused->metrics.size(), anew->metrics.size());
   for (size_t i = 0; i < anew->metrics.size(); ++i) {
@@ -275,13 +274,13 @@ TEST_F(JudgedFitTest, AllKindsAreJudged) {
     options.tasks.push_back(shop_.Task(kind));
   }
   options.epochs = 2;
-  const auto first = Fit(options);
+  const auto first = RecordedFit(options);
   ASSERT_TRUE(first.ok()) << first.status();
   options.from = "shop/1";
   options.gate = GateOf("");
   options.epochs = 6;
   options.publish = false;
-  const auto report = Fit(options);
+  const auto report = RecordedFit(options);
   ASSERT_TRUE(report.ok()) << report.status();
   size_t at = 0;
   for (const HeadReport& head : report->heads) {
@@ -306,7 +305,7 @@ TEST_F(JudgedFitTest, ANewHeadIsJudgedByBounds) {
   options.tasks = {shop_.Task(kClassification)};
   options.epochs = 1;
   options.gate = GateOf("rules { metric: 'accuracy' bound: 1.01 }");
-  const auto report = Fit(options);
+  const auto report = RecordedFit(options);
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_THAT(report->rejections,
               ElementsAre(HasSubstr("is below the bound 1.01")));
@@ -314,19 +313,19 @@ TEST_F(JudgedFitTest, ANewHeadIsJudgedByBounds) {
   // There is nothing to be slower than.
   EXPECT_EQ(report->latency.incumbent_ms, 0);
   options.gate = GateOf("");
-  EXPECT_EQ(Fit(options)->version, 1);
+  EXPECT_EQ(RecordedFit(options)->version, 1);
 }
 
 TEST_F(JudgedFitTest, HalfPrecisionAndBf16AreServedAsTrained) {
   PublishGood();
   FineTuneOptions options = Next("");
   options.save_f16 = true;
-  const auto half = Fit(options);
+  const auto half = RecordedFit(options);
   ASSERT_TRUE(half.ok()) << half.status();
   EXPECT_THAT(half->rejections, IsEmpty());
   options.save_f16 = false;
   options.bf16 = true;
-  const auto bf16 = Fit(options);
+  const auto bf16 = RecordedFit(options);
   ASSERT_TRUE(bf16.ok()) << bf16.status();
   EXPECT_THAT(bf16->rejections, IsEmpty());
 }
@@ -339,7 +338,7 @@ TEST_F(JudgedFitTest, AHeadThatOnlyTheIncumbentHasIsWarnedOf) {
   options.incumbent = "shop/1";
   options.gate = GateOf("rules { metric: 'ndcg@10' min_change: -1 }");
   options.publish = false;
-  const auto report = Fit(options);
+  const auto report = RecordedFit(options);
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_THAT(report->warnings,
               Contains("head classifier of the version in service is not in "
@@ -350,16 +349,16 @@ TEST_F(JudgedFitTest, BadGatesAndIncumbentsAreSaidBeforeTraining) {
   FineTuneOptions options = shop_.Options();
   options.tasks = {shop_.Task(kRelevance)};
   options.gate = GateOf("rules { metric: 'bleu' bound: 1 }");
-  const absl::Status rule = Fit(options).status();
+  const absl::Status rule = RecordedFit(options).status();
   EXPECT_EQ(rule.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(rule.message()), HasSubstr("metric \"bleu\""));
   options.gate = GateOf("");
   options.incumbent = "shop/9";
-  const absl::Status nobody = Fit(options).status();
+  const absl::Status nobody = RecordedFit(options).status();
   EXPECT_EQ(nobody.code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(std::string(nobody.message()), HasSubstr("--incumbent shop/9"));
   options.gate.reset();
-  EXPECT_THAT(std::string(Fit(options).status().message()),
+  EXPECT_THAT(std::string(RecordedFit(options).status().message()),
               HasSubstr("--incumbent shop/9: without --gate"));
 }
 

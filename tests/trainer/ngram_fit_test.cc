@@ -9,15 +9,10 @@
 
 #include "base/file.h"
 #include "nlohmann/json.hpp"
+#include "trainer/task.h"
 
 namespace vitrine {
 namespace {
-
-std::vector<const Encoding*> Pointers(const std::vector<Encoding>& texts) {
-  std::vector<const Encoding*> out;
-  for (const Encoding& text : texts) out.push_back(&text);
-  return out;
-}
 
 std::vector<Encoding> Texts(const nlohmann::json& ids) {
   std::vector<Encoding> texts;
@@ -103,13 +98,19 @@ struct Rows {
     }
   }
 
+  std::vector<float> Combined(const NgramMixture& mixture, int labels,
+                              size_t i) const {
+    std::vector<float> row(logits.begin() + i * labels,
+                           logits.begin() + (i + 1) * labels);
+    mixture.Combine(absl::MakeConstSpan(margins).subspan(i * labels, labels),
+                    absl::MakeSpan(row));
+    return row;
+  }
+
   double Loss(const NgramMixture& mixture, int labels) const {
     double loss = 0;
     for (size_t i = 0; i < truth.size(); ++i) {
-      std::vector<float> row(logits.begin() + i * labels,
-                             logits.begin() + (i + 1) * labels);
-      mixture.Combine(absl::MakeConstSpan(margins).subspan(i * labels, labels),
-                      absl::MakeSpan(row));
+      const std::vector<float> row = Combined(mixture, labels, i);
       double sum = 0;
       for (const float logit : row) sum += std::exp(logit);
       loss += std::log(sum) - row[truth[i]];
@@ -120,10 +121,7 @@ struct Rows {
   int Right(const NgramMixture& mixture, int labels) const {
     int right = 0;
     for (size_t i = 0; i < truth.size(); ++i) {
-      std::vector<float> row(logits.begin() + i * labels,
-                             logits.begin() + (i + 1) * labels);
-      mixture.Combine(absl::MakeConstSpan(margins).subspan(i * labels, labels),
-                      absl::MakeSpan(row));
+      const std::vector<float> row = Combined(mixture, labels, i);
       right +=
           std::max_element(row.begin(), row.end()) - row.begin() == truth[i];
     }

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -142,6 +143,21 @@ FitTask SmallShop::Task(internal::HeadKind kind) const {
               : kind == internal::HEAD_KIND_INTEREST       ? interest()
                                                            : texts();
   return task;
+}
+
+absl::StatusOr<FineTuneReport> Fit(const FineTuneOptions& options,
+                                   FineTuneListener* listener) {
+  FineTuneListener silent;
+  const std::atomic<bool> stop{false};
+  return FineTune(options, listener != nullptr ? listener : &silent, stop);
+}
+
+double Value(const std::vector<MetricValue>& metrics, const std::string& name) {
+  for (const MetricValue& metric : metrics) {
+    if (metric.name == name) return metric.value;
+  }
+  ADD_FAILURE() << "no metric " << name;
+  return 0;
 }
 
 }  // namespace vitrine

@@ -4,6 +4,7 @@
 // something in a second.
 
 #include <string>
+#include <vector>
 
 #include "tests/testing/temp_folder.h"
 #include "trainer/fine_tune.h"
@@ -35,5 +36,12 @@ class SmallShop {
  private:
   TempFolder folder_;
 };
+
+// FineTune(), told to nobody where there is no listener, and never stopped.
+absl::StatusOr<FineTuneReport> Fit(const FineTuneOptions& options,
+                                   FineTuneListener* listener = nullptr);
+
+// The metric of that name; fails the test where there is none.
+double Value(const std::vector<MetricValue>& metrics, const std::string& name);
 
 }  // namespace vitrine
