@@ -23,7 +23,8 @@ absl::StatusOr<std::shared_ptr<const NgramClassifier>> OpenNgrams(
 
 int64_t HeadTables::size_bytes() const {
   return (counts == nullptr ? 0 : counts->size_bytes()) +
-         (ngrams == nullptr ? 0 : ngrams->size_bytes());
+         (ngrams == nullptr ? 0 : ngrams->size_bytes()) +
+         (lexical == nullptr ? 0 : lexical->size_bytes());
 }
 
 absl::StatusOr<std::vector<HeadTables>> OpenHeadTables(
@@ -41,6 +42,10 @@ absl::StatusOr<std::vector<HeadTables>> OpenHeadTables(
         PathExists(ngrams)) {
       ASSIGN_OR_RETURN(tables.ngrams, OpenNgrams(ngrams, head));
     }
+    const std::string lexical = JoinPath(folder, LexicalFile(head.name()));
+    if (head.kind() == internal::HEAD_KIND_RELEVANCE && PathExists(lexical)) {
+      ASSIGN_OR_RETURN(tables.lexical, LexicalScorer::Open(lexical));
+    }
   }
   return out;
 }
@@ -53,6 +58,9 @@ absl::Status WriteHeadTables(const std::string& folder, const std::string& head,
   }
   if (tables.ngrams != nullptr) {
     RETURN_IF_ERROR(tables.ngrams->Write(JoinPath(folder, NgramFile(head))));
+  }
+  if (tables.lexical != nullptr) {
+    RETURN_IF_ERROR(tables.lexical->Write(JoinPath(folder, LexicalFile(head))));
   }
   return absl::OkStatus();
 }

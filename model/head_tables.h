@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "model/cooccurrence.h"
+#include "model/lexical_scorer.h"
 #include "model/ngram_classifier.h"
 #include "vitrine/internal/manifest.pb.h"
 
@@ -21,6 +22,7 @@ namespace vitrine {
 struct HeadTables {
   std::shared_ptr<const Cooccurrence> counts;     // of recommendation
   std::shared_ptr<const NgramClassifier> ngrams;  // of classification
+  std::shared_ptr<const LexicalScorer> lexical;   // of relevance
 
   // Bytes on disk, about.
   int64_t size_bytes() const;

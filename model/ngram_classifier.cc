@@ -15,15 +15,7 @@ absl::StatusOr<NgramTable> ReadTable(const Safetensors& file) {
   RETURN_IF_ERROR(
       CheckRawNames(file, {"ngrams", "idf", "bias", "weights", "mixture"}));
   NgramTable table;
-  ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
-                   ReadRawInts(file, "ngrams", 2));
-  if (const int64_t tokens = file.Find("ngrams")->shape[1]; tokens != 2) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("ngrams: of ", tokens, " tokens, not 2"));
-  }
-  for (size_t i = 0; i < ids.size(); i += 2) {
-    table.ngrams.push_back({ids[i], ids[i + 1]});
-  }
+  ASSIGN_OR_RETURN(table.ngrams, ReadNgrams(file));
   ASSIGN_OR_RETURN(table.idf, ReadRawFloats(file, "idf"));
   ASSIGN_OR_RETURN(table.bias, ReadRawFloats(file, "bias"));
   ASSIGN_OR_RETURN(table.weights, ReadRawFloats(file, "weights", 2));
@@ -37,34 +29,17 @@ absl::StatusOr<NgramTable> ReadTable(const Safetensors& file) {
   return table;
 }
 
-absl::Status CheckFinite(const char* name, absl::Span<const float> values) {
-  for (size_t i = 0; i < values.size(); ++i) {
-    if (std::isfinite(values[i])) continue;
-    return absl::InvalidArgumentError(
-        absl::StrCat(name, ": number ", i, " is ", values[i]));
-  }
-  return absl::OkStatus();
-}
-
 absl::Status Check(const NgramTable& table) {
-  if (table.idf.size() != table.ngrams.size() ||
-      table.weights.size() != table.ngrams.size() * table.bias.size()) {
+  RETURN_IF_ERROR(CheckNgrams(table.ngrams, table.idf));
+  if (table.weights.size() != table.ngrams.size() * table.bias.size()) {
     return absl::InvalidArgumentError(
         absl::StrCat(table.ngrams.size(), " n-grams of ", table.bias.size(),
-                     " labels, but idf of ", table.idf.size(), " and ",
-                     table.weights.size(), " weights"));
+                     " labels, but ", table.weights.size(), " weights"));
   }
   if (table.bias.size() < 2) {
     return absl::InvalidArgumentError(
         absl::StrCat("bias: ", table.bias.size(), " labels, not 2 or more"));
   }
-  for (size_t i = 0; i < table.ngrams.size(); ++i) {
-    if (i > 0 && !(table.ngrams[i - 1] < table.ngrams[i])) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("ngrams: number ", i, " is not above the one before"));
-    }
-  }
-  RETURN_IF_ERROR(CheckFinite("idf", table.idf));
   RETURN_IF_ERROR(CheckFinite("bias", table.bias));
   RETURN_IF_ERROR(CheckFinite("weights", table.weights));
   for (const float weight :
@@ -80,25 +55,6 @@ absl::Status Check(const NgramTable& table) {
 
 }  // namespace
 
-std::vector<std::pair<Ngram, int32_t>> CountNgrams(
-    absl::Span<const int32_t> ids) {
-  std::vector<Ngram> all;
-  all.reserve(2 * ids.size());
-  for (size_t i = 0; i < ids.size(); ++i) {
-    all.push_back({ids[i]});
-    if (i > 0) all.push_back({ids[i - 1], ids[i]});
-  }
-  std::sort(all.begin(), all.end());
-  std::vector<std::pair<Ngram, int32_t>> counts;
-  for (const Ngram& ngram : all) {
-    if (counts.empty() || counts.back().first != ngram) {
-      counts.emplace_back(ngram, 0);
-    }
-    ++counts.back().second;
-  }
-  return counts;
-}
-
 void NgramMixture::Combine(absl::Span<const float> margins,
                            absl::Span<float> logits) const {
   for (float& logit : logits) logit *= encoder_weight;
@@ -107,12 +63,8 @@ void NgramMixture::Combine(absl::Span<const float> margins,
   }
 }
 
-NgramClassifier::NgramClassifier(NgramTable table) : table_(std::move(table)) {
-  index_.reserve(table_.ngrams.size());
-  for (size_t i = 0; i < table_.ngrams.size(); ++i) {
-    index_.emplace(table_.ngrams[i], static_cast<int32_t>(i));
-  }
-}
+NgramClassifier::NgramClassifier(NgramTable table)
+    : table_(std::move(table)), index_(table_.ngrams, table_.idf) {}
 
 absl::StatusOr<std::unique_ptr<const NgramClassifier>> NgramClassifier::Create(
     NgramTable table) {
@@ -134,43 +86,20 @@ absl::StatusOr<std::unique_ptr<const NgramClassifier>> NgramClassifier::Open(
 }
 
 absl::Status NgramClassifier::Write(const std::string& path) const {
-  std::vector<int32_t> ids;
-  for (const Ngram& ngram : table_.ngrams) {
-    ids.push_back(ngram.first);
-    ids.push_back(ngram.second);
-  }
   const auto ngrams = static_cast<int64_t>(table_.ngrams.size());
   const std::vector<float> mixture = {table_.mixture.encoder_weight,
                                       table_.mixture.ngram_weight};
   return WriteRawSafetensors(
-      path, {ToRaw("ngrams", "I32", {ngrams, 2}, ids),
-             ToRaw("idf", "F32", {ngrams}, table_.idf),
+      path, {ToRaw(table_.ngrams), ToRaw("idf", "F32", {ngrams}, table_.idf),
              ToRaw("bias", "F32", {labels()}, table_.bias),
              ToRaw("weights", "F32", {ngrams, labels()}, table_.weights),
              ToRaw("mixture", "F32", {2}, mixture)});
 }
 
-std::vector<std::pair<int32_t, float>> NgramClassifier::Features(
-    absl::Span<const int32_t> ids) const {
-  std::vector<std::pair<int32_t, float>> features;
-  double squares = 0;
-  for (const auto& [ngram, count] : CountNgrams(ids)) {
-    const auto it = index_.find(ngram);
-    if (it == index_.end()) continue;
-    const double value = (1 + std::log(count)) * table_.idf[it->second];
-    features.emplace_back(it->second, static_cast<float>(value));
-    squares += value * value;
-  }
-  for (auto& [ngram, value] : features) {
-    value = static_cast<float>(value / std::sqrt(squares));
-  }
-  return features;
-}
-
 std::vector<float> NgramClassifier::Margins(
     absl::Span<const int32_t> ids) const {
   std::vector<float> margins = table_.bias;
-  for (const auto& [ngram, value] : Features(ids)) {
+  for (const auto& [ngram, value] : index_.Features(ids)) {
     const float* const row = table_.weights.data() + int64_t{ngram} * labels();
     for (int l = 0; l < labels(); ++l) margins[l] += value * row[l];
   }

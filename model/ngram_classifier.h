@@ -12,33 +12,15 @@
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "model/ngrams.h"
 
 namespace vitrine {
-
-// One or two neighbouring tokens, by their ids.
-struct Ngram {
-  static constexpr int32_t kNone = -1;
-  int32_t first = 0;
-  int32_t second = kNone;  // kNone: the first alone
-
-  friend auto operator<=>(const Ngram&, const Ngram&) = default;
-  template <typename H>
-  friend H AbslHashValue(H h, const Ngram& ngram) {
-    return H::combine(std::move(h), ngram.first, ngram.second);
-  }
-};
-
-// How often each n-gram of the text occurs, in ascending order.
-std::vector<std::pair<Ngram, int32_t>> CountNgrams(
-    absl::Span<const int32_t> ids);
 
 // How a head combines its encoder's logits with the n-grams' margins.
 struct NgramMixture {
@@ -76,11 +58,6 @@ class NgramClassifier {
   const NgramMixture& mixture() const { return table_.mixture; }
   const NgramTable& table() const { return table_; }
 
-  // The text's known n-grams by index, with (1 + ln count) * idf over the
-  // root of the squares' sum: what the weights are for.
-  std::vector<std::pair<int32_t, float>> Features(
-      absl::Span<const int32_t> ids) const;
-
   // Of each label; `ids` as the encoder reads them.
   std::vector<float> Margins(absl::Span<const int32_t> ids) const;
   // Bytes on disk, about.
@@ -90,7 +67,7 @@ class NgramClassifier {
   explicit NgramClassifier(NgramTable table);
 
   const NgramTable table_;
-  absl::flat_hash_map<Ngram, int32_t> index_;
+  const NgramIndex index_;  // of the table's
 };
 
 // The head's file in a version folder.

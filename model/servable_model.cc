@@ -314,6 +314,10 @@ const NgramClassifier* ServableModel::ngrams(int head) const {
   return tables(head).ngrams.get();
 }
 
+const LexicalScorer* ServableModel::lexical(int head) const {
+  return tables(head).lexical.get();
+}
+
 int ServableModel::embedding_head() const {
   const int recommendation = recommendation_head();
   if (recommendation >= 0) return recommendation;

@@ -72,6 +72,8 @@ class ServableModel {
   const Cooccurrence* cooccurrence(int head) const;
   // What this classification head adds to its encoder's logits; null: nothing.
   const NgramClassifier* ngrams(int head) const;
+  // What this relevance head adds to its encoder's logit; null: nothing.
+  const LexicalScorer* lexical(int head) const;
   // By name; an empty name means the only classification head. kNotFound lists
   // what there is; kInvalidArgument where several leave an empty name open.
   absl::StatusOr<int> classification_head(absl::string_view name) const;

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "model/cooccurrence.h"
+#include "model/lexical_scorer.h"
 #include "server/grpc_status.h"
 
 namespace vitrine {
@@ -98,6 +99,7 @@ class ScoreJob : public InferenceJob {
     bool single_truncated = false;
     std::optional<ItemKey> key;  // in the cache of vectors, where it is on
     std::shared_ptr<const ItemVector> cached;
+    float lexical = 0;  // the linear model's value, where the head has one
     double relevance = 0;
     double personalization = 0;
     double score = 0;
@@ -122,6 +124,8 @@ class ScoreJob : public InferenceJob {
       }
       ASSIGN_OR_RETURN(query_, model().featurizer().Query(context.query()));
       call().head = model().heads()[relevance_head_].name();
+      lexical_ = model().lexical(relevance_head_);
+      if (lexical_ != nullptr) lexical_query_ = lexical_->OfQuery(query_.ids);
     }
     // Somebody who has only passed things over has no history yet: the query
     // alone counts, as for a first visit. Without a query it is an error.
@@ -163,6 +167,9 @@ class ScoreJob : public InferenceJob {
       Encoding pair = featurizer.Pair(query_, **tokens);
       state.truncated |= pair.truncated;
       state.pair = sequences().Add(std::move(pair), relevance_head_);
+      if (lexical_ != nullptr) {
+        state.lexical = lexical_->Value(lexical_query_, (*tokens)->ids);
+      }
     }
     if (needs_vector) {
       Encoding single = featurizer.Single(**tokens);
@@ -178,7 +185,10 @@ class ScoreJob : public InferenceJob {
     if (by_query()) {
       ASSIGN_OR_RETURN(const absl::Span<const float> logit,
                        OutputsOf(outputs, item->pair, relevance_head_));
-      item->relevance = Sigmoid(logit[0]);
+      item->relevance =
+          Sigmoid(lexical_ == nullptr
+                      ? logit[0]
+                      : lexical_->mixture().Logit(logit[0], item->lexical));
       item->score = item->relevance;
     }
     if (personalized()) {
@@ -281,7 +291,9 @@ class ScoreJob : public InferenceJob {
   int recommendation_head_ = -1;  // where it has a history
   std::string vector_maker_;      // of items' vectors by that head
   Tokens query_;
-  int history_ = -1;  // the history's sequence
+  const LexicalScorer* lexical_ = nullptr;  // of the head; null: it has none
+  LexicalScorer::Query lexical_query_;      // where it has one
+  int history_ = -1;                        // the history's sequence
   absl::Span<const float> history_vector_;
   const Cooccurrence* counts_ = nullptr;  // of the head; null: it has none
   std::optional<HistoryCounts> history_counts_;  // where it has some

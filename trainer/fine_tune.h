@@ -55,8 +55,8 @@ struct FineTuneOptions {
   // Recommendation: counts which items go together, where there are users
   // enough to weigh that; false: texts alone.
   bool co_occurrence = true;
-  // Classification: adds a linear classifier over the texts' n-grams, where
-  // there are rows enough; false: the encoder alone.
+  // Classification and relevance: adds a linear model over the texts' n-grams,
+  // where there are rows enough; false: the encoder alone.
   bool ngrams = true;
   // Of new heads; what is trained already keeps its own.
   internal::Pooling pooling = internal::POOLING_UNSPECIFIED;

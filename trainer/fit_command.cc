@@ -187,9 +187,9 @@ void AddTrainingOptions(CLI::App* command, FitFlags* flags) {
       "auto (with 300 users or more, else as the parent has it) or off")
       ->check(CLI::IsMember({"auto", "off"}));
   add("--ngrams", flags->ngrams,
-      "Classification: beside the encoder, a linear classifier over the tokens "
-      "of a text and their pairs: auto (with 100 rows or more, else as the "
-      "parent has it) or off")
+      "Classification and relevance: beside the encoder, a linear model over "
+      "tokens and their pairs: auto (with 100 rows or more, else as the parent "
+      "has it) or off")
       ->check(CLI::IsMember({"auto", "off"}));
   add("--pooling", flags->pooling, "What new heads read: cls or mean")
       ->check(CLI::IsMember({"cls", "mean"}));

@@ -6,25 +6,28 @@
 #include <numeric>
 #include <random>
 
-#include "absl/container/flat_hash_map.h"
+#include "trainer/mixture_ratio.h"
+#include "trainer/ngram_counter.h"
+#include "trainer/sparse_rows.h"
 
 namespace vitrine {
 namespace {
 
 constexpr size_t kMostRows = 1 << 20;
 constexpr size_t kMostWeights = 1 << 24;
-constexpr int kLeastTexts = 2;  // that have an n-gram
 
 constexpr double kC = 0.5;
 constexpr int kMostPasses = 200;
 constexpr double kTolerance = 1e-3;  // of the projected gradients' range
 
 constexpr size_t kMostMixtureRows = 4096;
-// Of the n-grams' weight to the encoder's. A margin is about 1 where the
-// machine is sure, a logit some 5.
+// Of the n-grams' weight to that of the encoder, once its logits are
+// calibrated: few rows gone through often make it surer than it should be. A
+// margin is about 1 where the machine is sure, such a logit some 4.
 constexpr double kRatios[] = {
     0, 0.25, 0.5, 1,  2,  3,
     4, 6,    8,   16, 32, std::numeric_limits<double>::infinity()};
+constexpr size_t kUsualRatio = 6;
 constexpr double kRidge = 0.01;  // keeps what is always right finite
 constexpr int kScaleSteps = 50;
 
@@ -35,56 +38,15 @@ std::vector<size_t> Spread(size_t count, size_t most) {
   return out;
 }
 
-void CountTexts(absl::Span<const Encoding* const> texts,
-                absl::Span<const size_t> rows, int labels, NgramTable* table) {
-  absl::flat_hash_map<Ngram, int32_t> counts;
-  for (const size_t row : rows) {
-    for (const auto& [ngram, count] : CountNgrams(texts[row]->ids)) {
-      ++counts[ngram];
-    }
-  }
-  std::vector<std::pair<Ngram, int32_t>> kept;
-  for (const auto& [ngram, count] : counts) {
-    if (count >= kLeastTexts) kept.emplace_back(ngram, count);
-  }
-  const size_t most = kMostWeights / labels;
-  if (kept.size() > most) {
-    std::sort(kept.begin(), kept.end(), [](const auto& a, const auto& b) {
-      return a.second != b.second ? a.second > b.second : a.first < b.first;
-    });
-    kept.resize(most);
-  }
-  std::sort(kept.begin(), kept.end());
-  for (const auto& [ngram, count] : kept) {
-    table->ngrams.push_back(ngram);
-    table->idf.push_back(
-        static_cast<float>(1 + std::log((1.0 + rows.size()) / (1.0 + count))));
-  }
-}
-
-// Rows of features, one after the other.
-struct SparseRows {
-  std::vector<int64_t> begins = {0};
-  std::vector<int32_t> columns;
-  std::vector<float> values;
-
-  size_t size() const { return begins.size() - 1; }
-};
-
 SparseRows FeaturesOf(absl::Span<const Encoding* const> texts,
                       absl::Span<const size_t> rows, const NgramTable& table) {
-  NgramTable plain = table;
-  plain.bias.assign(2, 0);
-  plain.weights.assign(2 * plain.ngrams.size(), 0);
-  const auto classifier = NgramClassifier::Create(std::move(plain));
+  const NgramIndex index(table.ngrams, table.idf);
   SparseRows out;
   for (const size_t row : rows) {
-    for (const auto& [column, value] :
-         (*classifier)->Features(texts[row]->ids)) {
-      out.columns.push_back(column);
-      out.values.push_back(value);
+    for (const auto& [column, value] : index.Features(texts[row]->ids)) {
+      out.Add(column, value);
     }
-    out.begins.push_back(static_cast<int64_t>(out.columns.size()));
+    out.EndRow();
   }
   return out;
 }
@@ -163,19 +125,19 @@ struct MixtureRows {
     return absl::MakeConstSpan(logits).subspan(i * labels, labels);
   }
 
-  // Rows whose largest logit is that of their label.
-  int Right() const {
-    int right = 0;
+  // 1 where the largest logit is the label's, else 0.
+  std::vector<double> Right() const {
+    std::vector<double> right;
     for (size_t i = 0; i < truth.size(); ++i) {
       const auto most = std::max_element(row(i).begin(), row(i).end());
-      right += most - row(i).begin() == truth[i];
+      right.push_back(most - row(i).begin() == truth[i]);
     }
     return right;
   }
 
   // The factor to all logits under which the labels are likeliest, by Newton's
-  // method: the negative log-likelihood is convex in it. `*loss` is there.
-  double LikeliestScale(double* loss) const {
+  // method: the negative log-likelihood is convex in it.
+  double LikeliestScale() const {
     struct Point {
       double loss, slope, curve;
     };
@@ -211,7 +173,6 @@ struct MixtureRows {
       scale = next;
       here = there;
     }
-    *loss = here.loss;
     return scale;
   }
 };
@@ -223,7 +184,9 @@ NgramTable FitNgrams(absl::Span<const Encoding* const> texts,
                      Workers* workers, const std::atomic<bool>* stop) {
   NgramTable table;
   const std::vector<size_t> numbers = Spread(texts.size(), kMostRows);
-  CountTexts(texts, numbers, labels, &table);
+  NgramCounter counter;
+  for (const size_t row : numbers) counter.AddText({texts[row]->ids});
+  counter.Finish(kMostWeights / labels, &table.ngrams, &table.idf);
   const SparseRows rows = FeaturesOf(texts, numbers, table);
   const size_t width = table.ngrams.size();
   table.bias.resize(labels);
@@ -255,30 +218,33 @@ NgramMixture FitNgramMixture(absl::Span<const float> logits,
   MixtureRows mixed{.truth = {}, .logits = {}, .labels = labels};
   for (const size_t i : rows) mixed.truth.push_back(truth[i]);
   mixed.logits.resize(rows.size() * labels);
-  NgramMixture best;
-  int most_right = -1;
-  double least_loss = 0;
-  for (const double ratio : kRatios) {
-    const NgramMixture mixture{
-        static_cast<float>(std::isinf(ratio) ? 0 : 1),
-        static_cast<float>(std::isinf(ratio) ? 1 : ratio)};
+  const auto combine = [&](const NgramMixture& mixture) {
     for (size_t r = 0; r < rows.size(); ++r) {
       const absl::Span<float> row =
           absl::MakeSpan(mixed.logits).subspan(r * labels, labels);
       std::copy_n(logits.begin() + rows[r] * labels, labels, row.begin());
       mixture.Combine(margins.subspan(rows[r] * labels, labels), row);
     }
-    const int right = mixed.Right();
-    if (right < most_right) continue;
-    double loss = 0;
-    const auto scale = static_cast<float>(mixed.LikeliestScale(&loss));
-    if (right == most_right && loss >= least_loss) continue;
-    most_right = right;
-    least_loss = loss;
-    best = {scale * mixture.encoder_weight, scale * mixture.ngram_weight};
+  };
+  combine({1, 0});
+  const auto calibrated = static_cast<float>(mixed.LikeliestScale());
+  const auto of_ratio = [calibrated](double ratio) {
+    return std::isinf(ratio)
+               ? NgramMixture{0, 1}
+               : NgramMixture{calibrated, static_cast<float>(ratio)};
+  };
+  std::vector<std::vector<double>> right;
+  for (const double ratio : kRatios) {
+    combine(of_ratio(ratio));
+    right.push_back(mixed.Right());
   }
+  const double ratio = kRatios[PickRatio(right, kUsualRatio)];
   // What the encoder says alone stays as it says it.
-  return best.ngram_weight == 0 ? NgramMixture() : best;
+  if (ratio == 0) return {};
+  const NgramMixture best = of_ratio(ratio);
+  combine(best);
+  const auto scale = static_cast<float>(mixed.LikeliestScale());
+  return {scale * best.encoder_weight, scale * best.ngram_weight};
 }
 
 }  // namespace vitrine

@@ -24,11 +24,11 @@ NgramTable FitNgrams(absl::Span<const Encoding* const> texts,
                      absl::Span<const int32_t> truth, int labels,
                      Workers* workers, const std::atomic<bool>* stop = nullptr);
 
-// The weights of encoder and n-grams under which most of some rows, that
-// neither was trained on, get their label (of twelve ratios, the likeliest of
-// those that are equally good), and under which, of that ratio, their labels
-// are likeliest. `logits` and `margins` are (rows, labels). {1, 0} where
-// n-grams do not help.
+// The weights of encoder and n-grams, by rows that neither was trained on:
+// `logits` and `margins` are (rows, labels). Of twelve ratios to the encoder's
+// calibrated logits, the one under which most rows get their label (see
+// PickRatio; the usual is 1 : 4), and of that ratio the weights under which
+// their labels are likeliest. {1, 0} where n-grams do not help.
 NgramMixture FitNgramMixture(absl::Span<const float> logits,
                              absl::Span<const float> margins,
                              absl::Span<const int32_t> truth, int labels);

@@ -1,21 +1,28 @@
 // Relevance: a query and an item as one sequence, one logit, its sigmoid held
 // against the grade mapped to [0, 1] by binary cross-entropy, beside which a
-// loss over the order of a query's rows may stand.
+// loss over the order of a query's rows may stand; beside the encoder, and
+// learnt beside it, a linear model of their words (model/lexical_scorer.h).
 
 #include <ATen/ATen.h>
 
 #include <algorithm>
 #include <cmath>
+#include <unordered_map>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/status_macros.h"
 #include "trainer/bm25.h"
+#include "trainer/fit_task.h"
 #include "trainer/lambda_loss.h"
+#include "trainer/lexical_fit.h"
 #include "trainer/task.h"
 
 namespace vitrine {
 namespace {
+
+// Fewer give the linear model too little to count.
+constexpr size_t kLeastTrainingRows = 100;
 
 // An item's whole text, as BM25 sees it.
 std::string PlainText(const v1::Item& item) {
@@ -35,11 +42,15 @@ class RelevanceTask : public Task {
       : Task(settings.head),
         loss_(settings.relevance_loss),
         catalogue_(catalogue),
-        split_(split) {}
+        split_(split),
+        source_(settings.source_tables.lexical) {}
 
-  absl::Status Init(const Featurizer& featurizer) {
-    RETURN_IF_ERROR(Encode(featurizer, split_.training, &training_));
-    RETURN_IF_ERROR(Encode(featurizer, split_.validation, &validation_));
+  absl::Status Init(const TaskSettings& settings,
+                    const Featurizer& featurizer) {
+    Texts training, validation;
+    RETURN_IF_ERROR(Encode(featurizer, split_.training, &training, &training_));
+    RETURN_IF_ERROR(
+        Encode(featurizer, split_.validation, &validation, &validation_));
     const GradeRange& grades = split_.training.grades;
     for (const RelevanceRow& row : split_.training.relevance) {
       targets_.push_back((row.grade - grades.min) / (grades.max - grades.min));
@@ -58,7 +69,7 @@ class RelevanceTask : public Task {
               .first->second);
       ties_.push_back(TieOf(row.query, catalogue_.items[row.item].id()));
     }
-    return absl::OkStatus();
+    return FitLexicalModel(settings, training.pairs, validation.pairs);
   }
 
   int examples() const override { return static_cast<int>(training_.size()); }
@@ -108,11 +119,38 @@ class RelevanceTask : public Task {
   Evaluation Evaluate(const Inference& model, int h) const override {
     if (validation_.empty()) return {};
     const std::vector<float> logits = model.Infer(h, Pointers(validation_));
-    Evaluation evaluation =
-        Ranking({logits.begin(), logits.end()}, /*probabilities=*/true);
-    evaluation.set_unit_digest(DigestOf(split_.validation, catalogue_));
-    return evaluation;
+    if (fitted_ != nullptr && !calibrated_) {
+      return Ranking(Combined(Mixture(logits), logits, values_), true);
+    }
+    return EvaluateWith(served_.get(), logits, values_);
   }
+
+  Evaluation EvaluateSource(const Inference& model, int h) const override {
+    if (validation_.empty()) return {};
+    return EvaluateWith(source_.get(), model.Infer(h, Pointers(validation_)),
+                        source_values_);
+  }
+
+  // The weights of encoder and linear model, by the rows held out: three
+  // numbers can hardly be over-fitted.
+  void Calibrate(Network* network, int h) override {
+    calibrated_ = true;
+    if (fitted_ == nullptr) return;
+    const std::vector<float> logits = network->Infer(h, Pointers(validation_));
+    LexicalTable table = fitted_->table();
+    table.mixture = Mixture(logits);
+    if (table.mixture.lexical_weight == 0) return;
+    served_ = *LexicalScorer::Create(std::move(table));
+    if (validation_.empty()) return;
+    encoder_alone_ = Ranking({logits.begin(), logits.end()}, true).metrics();
+  }
+
+  std::vector<Baseline> Parts() const override {
+    if (encoder_alone_.empty()) return {};
+    return {{"encoder alone", encoder_alone_}};
+  }
+
+  HeadTables tables() const override { return {.lexical = served_}; }
 
   std::vector<Baseline> Baselines() const override {
     if (validation_.empty()) return {};
@@ -129,9 +167,16 @@ class RelevanceTask : public Task {
       scores[i] = bm25.Score(split_.validation.relevance[i].query,
                              documents[documents.size() - held_out + i]);
     }
-    return {
+    std::vector<Baseline> out = {
         {"bm25", Ranking(scores, false).metrics()},
         {"random", Ranking(std::vector<double>(held_out), false).metrics()}};
+    if (fitted_ != nullptr) {
+      const std::vector<float> none(held_out);
+      out.push_back(
+          {"lexical",
+           Ranking(Combined(Mixture(none), none, values_), true).metrics()});
+    }
+    return out;
   }
 
   std::vector<const Encoding*> Samples(size_t count) const override {
@@ -139,36 +184,113 @@ class RelevanceTask : public Task {
   }
 
  private:
-  absl::Status Encode(const Featurizer& featurizer, const Dataset& data,
-                      std::vector<Encoding>* out) const {
+  // The tokens of rows.
+  struct Texts {
     // Rows of one query and of one item are many: each text is tokenized once.
-    absl::flat_hash_map<absl::string_view, Tokens> queries;
-    absl::flat_hash_map<int32_t, Tokens> items;
+    std::unordered_map<std::string, Tokens> queries;
+    std::unordered_map<int32_t, Tokens> items;
+    std::vector<TokenPair> pairs;  // of each row
+  };
+
+  absl::Status Encode(const Featurizer& featurizer, const Dataset& data,
+                      Texts* texts, std::vector<Encoding>* out) const {
     for (const RelevanceRow& row : data.relevance) {
-      const auto [query, new_query] = queries.try_emplace(row.query);
+      const auto [query, new_query] = texts->queries.try_emplace(row.query);
       if (new_query) {
         ASSIGN_OR_RETURN(query->second, featurizer.Query(row.query));
       }
-      const auto [item, new_item] = items.try_emplace(row.item);
+      const auto [item, new_item] = texts->items.try_emplace(row.item);
       if (new_item) {
         ASSIGN_OR_RETURN(item->second,
                          featurizer.ItemText(catalogue_.items[row.item]));
       }
+      texts->pairs.push_back({query->second.ids, item->second.ids});
       out->push_back(featurizer.Pair(query->second, item->second));
     }
     return absl::OkStatus();
   }
 
+  absl::Status FitLexicalModel(const TaskSettings& settings,
+                               absl::Span<const TokenPair> training,
+                               absl::Span<const TokenPair> validation) {
+    if (source_ != nullptr) source_values_ = ValuesOf(*source_, validation);
+    if (!settings.evaluation_only &&
+        settings.ngrams_from == TablesFrom::kRows &&
+        training.size() >= kLeastTrainingRows) {
+      ASSIGN_OR_RETURN(
+          fitted_, LexicalScorer::Create(FitLexical(training, targets_,
+                                                    weights_, settings.stop)));
+      if (settings.stop != nullptr) {
+        RETURN_IF_ERROR(CheckStop(*settings.stop));
+      }
+      values_ = ValuesOf(*fitted_, validation);
+    } else if (settings.evaluation_only ||
+               settings.ngrams_from != TablesFrom::kNone) {
+      served_ = source_;
+      values_ = source_values_;
+    }
+    return absl::OkStatus();
+  }
+
+  static std::vector<float> ValuesOf(const LexicalScorer& scorer,
+                                     absl::Span<const TokenPair> pairs) {
+    std::vector<float> values;
+    for (const TokenPair& pair : pairs) {
+      values.push_back(scorer.Value(scorer.OfQuery(pair.query), pair.item));
+    }
+    return values;
+  }
+
+  LexicalMixture Mixture(absl::Span<const float> logits) const {
+    return FitLexicalMixture({.query = group_,
+                              .logits = logits,
+                              .values = values_,
+                              .rows = Rows(),
+                              .range = Range()});
+  }
+
+  static std::vector<double> Combined(const LexicalMixture& mixture,
+                                      absl::Span<const float> logits,
+                                      absl::Span<const float> values) {
+    std::vector<double> out(logits.size());
+    for (size_t i = 0; i < out.size(); ++i) {
+      out[i] = mixture.Logit(logits[i], values[i]);
+    }
+    return out;
+  }
+
+  Evaluation EvaluateWith(const LexicalScorer* lexical,
+                          absl::Span<const float> logits,
+                          absl::Span<const float> values) const {
+    if (lexical == nullptr) {
+      return Ranking({logits.begin(), logits.end()}, true);
+    }
+    return Ranking(Combined(lexical->mixture(), logits, values), true);
+  }
+
+  double Range() const {
+    return split_.validation.grades.max - split_.validation.grades.min;
+  }
+
+  // The held-out rows, without scores.
+  std::vector<RankedRow> Rows() const {
+    std::vector<RankedRow> rows(validation_.size());
+    for (size_t i = 0; i < rows.size(); ++i) {
+      rows[i].gain_grade =
+          split_.validation.relevance[i].grade - split_.validation.grades.min;
+      rows[i].tie = ties_[i];
+    }
+    return rows;
+  }
+
   Evaluation Ranking(const std::vector<double>& scores,
                      bool probabilities) const {
-    const GradeRange& grades = split_.validation.grades;
-    std::vector<RankedRow> rows(scores.size());
-    for (size_t i = 0; i < scores.size(); ++i) {
-      rows[i] = {scores[i], split_.validation.relevance[i].grade - grades.min,
-                 ties_[i]};
-    }
-    return EvaluateRelevance(group_, rows, grades.max - grades.min,
-                             probabilities);
+    std::vector<RankedRow> rows = Rows();
+    for (size_t i = 0; i < rows.size(); ++i) rows[i].score = scores[i];
+    Evaluation evaluation =
+        EvaluateRelevance(group_, rows, Range(), probabilities);
+    evaluation.set_unit_digest(DigestOf(split_.validation, catalogue_));
+    return evaluation;
   }
 
   const RelevanceLoss loss_;
@@ -180,6 +302,16 @@ class RelevanceTask : public Task {
   std::vector<int32_t> queries_;  // of training rows: the query's number
   std::vector<int32_t> group_;    // of validation rows: the query's number
   std::vector<uint64_t> ties_;    // of validation rows
+
+  const std::shared_ptr<const LexicalScorer> source_;
+  std::vector<float> source_values_;  // its, of the held-out rows
+  // Of the training rows, without a mixture yet; null: none is made.
+  std::unique_ptr<const LexicalScorer> fitted_;
+  bool calibrated_ = false;
+  std::shared_ptr<const LexicalScorer> served_;  // null: none, or none yet
+  // Of the held-out rows: fitted_'s, or served_'s where nothing is fitted.
+  std::vector<float> values_;
+  std::vector<MetricValue> encoder_alone_;
 };
 
 }  // namespace
@@ -188,7 +320,7 @@ absl::StatusOr<std::unique_ptr<Task>> NewRelevanceTask(
     const TaskSettings& settings, const Featurizer& featurizer,
     const Catalogue& catalogue, const Split& split) {
   auto task = std::make_unique<RelevanceTask>(settings, catalogue, split);
-  RETURN_IF_ERROR(task->Init(featurizer));
+  RETURN_IF_ERROR(task->Init(settings, featurizer));
   return task;
 }
 

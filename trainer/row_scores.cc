@@ -130,7 +130,17 @@ absl::Status RowScoreWriter::Write(
   switch (head.kind()) {
     case internal::HEAD_KIND_RELEVANCE:
       for (size_t i = 0; i < rows.relevance.size(); ++i) {
-        put(RelevanceLine(rows.relevance[i], catalogue, outputs[0][i]));
+        const RelevanceRow& row = rows.relevance[i];
+        float logit = outputs[0][i];
+        if (tables.lexical != nullptr) {
+          ASSIGN_OR_RETURN(const Tokens query, featurizer.Query(row.query));
+          ASSIGN_OR_RETURN(const Tokens item,
+                           featurizer.ItemText(catalogue.items[row.item]));
+          const LexicalScorer& lexical = *tables.lexical;
+          logit = lexical.mixture().Logit(
+              logit, lexical.Value(lexical.OfQuery(query.ids), item.ids));
+        }
+        put(RelevanceLine(row, catalogue, logit));
       }
       break;
     case internal::HEAD_KIND_INTEREST:

@@ -53,8 +53,9 @@ struct TaskSettings {
   // Recommendation: a user's newest items that become targets; 0: all.
   int targets_per_user = 20;
   TablesFrom counts_from = TablesFrom::kRows;  // recommendation
-  TablesFrom ngrams_from = TablesFrom::kRows;  // classification
-  HeadTables source_tables;                    // what the source's head has
+  // Classification and relevance: the linear model beside the encoder.
+  TablesFrom ngrams_from = TablesFrom::kRows;
+  HeadTables source_tables;  // what the source's head has
   // Of what is fitted to rows: who shares it (null: nobody), and whether the
   // run is to end (null: never).
   Workers* workers = nullptr;

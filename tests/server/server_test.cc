@@ -118,6 +118,50 @@ TEST_F(ServerTest, BlendsQueryAndHistoryByTheWeight) {
   }
 }
 
+TEST_F(ServerTest, ScoresAQueryByEncoderAndWords) {
+  // The encoder says the same of all; "sofa" in an item speaks for it, and so
+  // does what the query and the item share.
+  const std::vector<std::string> pieces = testing::TinyVocabulary();
+  const auto id = [&pieces](const char* piece) {
+    return static_cast<int32_t>(std::find(pieces.begin(), pieces.end(), piece) -
+                                pieces.begin());
+  };
+  FakeModelOptions model;
+  model.value = [](absl::Span<const int32_t>, int, int) { return 0.5f; };
+  model.tables.resize(model.heads.size());
+  for (size_t h = 0; h < model.heads.size(); ++h) {
+    if (model.heads[h].kind() != internal::HEAD_KIND_RELEVANCE) continue;
+    model.tables[h].lexical = *LexicalScorer::Create(
+        {.ngrams = {{id("sofa")}},
+         .idf = {1},
+         .query_weights = {0.125f},
+         .item_weights = {0.25f},
+         .overlap = {.cosine = 0, .share = 1, .bm25 = 0},
+         .bias = -0.25f,
+         .mixture = {
+             .encoder_weight = 0.5f, .lexical_weight = 2, .bias = 0.1f}});
+  }
+  Start("", model);
+  v1::RankRequest request;
+  request.mutable_context()->set_query("red sofa");
+  *request.add_items() = Item("other", "blue chair");
+  *request.add_items() = Item("colour", "red chair");
+  *request.add_items() = Item("both", "red sofa");
+  for (const char* const cache : {"cold", "warm"}) {
+    v1::RankResponse response;
+    ASSERT_TRUE(Rank(request, &response).ok());
+    const auto logit = [&response](int i) {
+      const double p = response.items(i).relevance();
+      return std::log(p / (1 - p));
+    };
+    EXPECT_EQ(response.items(0).item_id(), "both") << cache;
+    EXPECT_EQ(response.items(1).item_id(), "colour") << cache;
+    EXPECT_NEAR(logit(0), 0.25 + 2 * (0.125 + 0.25 + 1 - 0.25) + 0.1, 1e-5);
+    EXPECT_NEAR(logit(1), 0.25 + 2 * (0.125 + 0.5 - 0.25) + 0.1, 1e-5);
+    EXPECT_NEAR(logit(2), 0.25 + 2 * (0.125 - 0.25) + 0.1, 1e-5);
+  }
+}
+
 TEST_F(ServerTest, ScoresAHistoryByCosineThroughTheFittedScale) {
   std::vector<internal::Head> heads = testing::AllHeads();
   for (internal::Head& head : heads) {
