@@ -16,6 +16,7 @@
 #                  industrial, next_category, instacart, clothing,
 #                  chinese_category, chinese_polarity, comment_spam,
 #                  deceptive_opinion, generated_reviews, out_of_domain
+#   --jobs N       runs at a time, each on one thread (default: as many as cores)
 #   --few-labels   instead: 1%, 10% and all of the labels of three tasks
 #   --plot FILE    of few labels, as SVG
 #   --markdown FILE   the table as in docs/quality.md
@@ -29,7 +30,7 @@
 set -euo pipefail
 case ${1:-} in
 '' | -h | --help)
-  sed -n '2,31s/^# \{0,1\}//p' "$0"
+  sed -n '2,32s/^# \{0,1\}//p' "$0"
   [ -n "${1:-}" ]
   exit
   ;;

@@ -5,6 +5,8 @@ NAMES = {"ndcg@10": "NDCG@10", "hr@10": "HR@10", "rmse": "RMSE",
          "false_alarms@95": "false alarms at 95% recall", "ece": "ECE"}
 LOWER_IS_BETTER = ("rmse", "false_alarms@95", "ece")
 COMPARED = ("classical", "scratch", "starter", "domain")
+# "alone": the encoder without the n-grams beside it.
+CURVES = ("classical", "scratch", "starter", "scratch alone", "starter alone")
 
 
 def tasks_table(rows):
@@ -34,19 +36,22 @@ def tasks_table(rows):
     return "\n".join(lines) + "\n"
 
 
+def mean_and_range(values):
+    mean = "%.4f" % (sum(values) / len(values))
+    if len(values) == 1:
+        return mean
+    return "%s (%.4f to %.4f)" % (mean, min(values), max(values))
+
+
 def curves_table(curves, parts):
     """Of the few labels: means, and the range where there are several runs."""
-    lines = ["| task | labels | classical | scratch | starter |",
-             "|---|---|---|---|---|"]
+    lines = ["| task | labels | %s |" % " | ".join(CURVES),
+             "|---|---|" + "---|" * len(CURVES)]
     for name, curve in curves.items():
         title = "%s, %s" % (name, NAMES.get(curve["metric"], curve["metric"]))
         for i, part in enumerate(parts):
-            cells = []
-            for column in ("classical", "scratch", "starter"):
-                values = curve[column][i]
-                mean = "%.4f" % (sum(values) / len(values))
-                cells.append(mean if len(values) == 1 else "%s (%.4f to %.4f)"
-                             % (mean, min(values), max(values)))
+            cells = [mean_and_range(curve[column][i]) if column in curve
+                     else "-" for column in CURVES]
             lines.append("| %s | %g%% | %s |" % (title, 100 * part,
                                                  " | ".join(cells)))
             title = ""

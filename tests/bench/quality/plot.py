@@ -5,7 +5,10 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt  # noqa: E402
 
+import markdown  # noqa: E402
+
 COLOURS = {"classical": "#888888", "scratch": "#d08020", "starter": "#2060c0"}
+STYLES = {"alone": ":"}  # of the encoder without n-grams; else a solid line
 
 
 def few_labels(curves, parts, path):
@@ -14,19 +17,22 @@ def few_labels(curves, parts, path):
                          "font.size": 10, "font.family": "sans-serif"})
     figure, axes = plt.subplots(1, len(curves), figsize=(3.4 * len(curves), 3))
     for axis, (name, curve) in zip(axes, curves.items()):
-        for column, colour in COLOURS.items():
+        for column in (c for c in markdown.CURVES if c in curve):
+            arm, _, how = column.partition(" ")
             values = curve[column]
             mean = [sum(v) / len(v) for v in values]
-            axis.plot(parts, mean, "o-", color=colour, label=column)
-            axis.fill_between(parts, [min(v) for v in values],
-                              [max(v) for v in values], color=colour,
-                              alpha=0.15, linewidth=0)
+            axis.plot(parts, mean, "o" + STYLES.get(how, "-"),
+                      color=COLOURS[arm], label=column)
+            if not how:
+                axis.fill_between(parts, [min(v) for v in values],
+                                  [max(v) for v in values],
+                                  color=COLOURS[arm], alpha=0.15, linewidth=0)
         axis.set_xscale("log")
         axis.set_xticks(parts, ["%g%%" % (100 * part) for part in parts])
         axis.minorticks_off()
         axis.set_title("%s, %s" % (name, curve["metric"]), fontsize=10)
         axis.set_xlabel("labels used")
         axis.grid(alpha=0.3)
-    axes[0].legend(frameon=False)
+    axes[-1].legend(frameon=False)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})

@@ -1,13 +1,16 @@
 """Runs what quality.sh says: see there."""
 
 import argparse
+import concurrent.futures
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import data
@@ -19,6 +22,7 @@ RECIPES = ROOT / "deploy" / "recipes"
 STARTER = ROOT / "deploy" / "starter" / "model"
 ARMS = ("scratch", "starter", "domain")
 PARTS = (0.01, 0.1, 1.0)
+ALONE = ("--ngrams", "off")  # the encoder
 EPOCHS = {0.01: 10, 0.1: 3}  # of a part; all of the rows have the recipe's
 # Tasks whose versions others start from or are scored by.
 KEPT = ("home_depot", "crowdflower", "instacart")
@@ -40,6 +44,10 @@ def digest(*parts):
 
 
 class Bench:
+    """Measures columns of tasks, several at a time, each on one thread: the
+    figures are the same whatever the number of cores, and two runs share two
+    cores better than one run does."""
+
     def __init__(self, options):
         self.options = options
         self.work = options.out
@@ -47,6 +55,9 @@ class Bench:
         self.folders = (options.data, options.test)
         self.results = self.work / "results"
         self.results.mkdir(parents=True, exist_ok=True)
+        self.pool = concurrent.futures.ThreadPoolExecutor(options.jobs)
+        self.lock = threading.Lock()  # of the log, and of folder_locks
+        self.folder_locks = {}
 
     def say(self, text):
         print("%s %s" % (time.strftime("%H:%M:%S"), text), file=sys.stderr,
@@ -55,16 +66,18 @@ class Bench:
     def run(self, *arguments):
         """vitrine-trainer's, or its last lines if it fails."""
         command = [str(self.trainer)] + [str(a) for a in arguments]
+        done = subprocess.run(command, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT,
+                              stdin=subprocess.DEVNULL)
         log = self.work / "log.txt"
-        with open(log, "ab") as file:
+        with self.lock, open(log, "ab") as file:
             file.write(("\n$ " + " ".join(command) + "\n").encode())
-            file.flush()
-            status = subprocess.run(command, stdout=file, stderr=file,
-                                    stdin=subprocess.DEVNULL).returncode
-        if status != 0:
-            tail = log.read_text(errors="replace").splitlines()[-5:]
-            raise Failed("%s: exit status %d; the end of %s:\n  %s"
-                         % (command[1], status, log, "\n  ".join(tail)))
+            file.write(done.stdout)
+        if done.returncode != 0:
+            tail = done.stdout.decode(errors="replace").splitlines()[-5:]
+            raise Failed("%s: exit status %d; the end of what %s has:\n  %s"
+                         % (command[1], done.returncode, log,
+                            "\n  ".join(tail)))
 
     def once(self, name, key, make):
         """make(), or what it gave when it was run before with this key."""
@@ -87,13 +100,16 @@ class Bench:
         """A folder that make(folder) fills, kept while the key stays."""
         path = self.work / "encoders" / name
         stamp = path / "quality.key"
-        if stamp.exists() and stamp.read_text() == key:
+        with self.lock:
+            lock = self.folder_locks.setdefault(name, threading.Lock())
+        with lock:
+            if stamp.exists() and stamp.read_text() == key:
+                return path
+            shutil.rmtree(path, ignore_errors=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            make(path)
+            stamp.write_text(key)
             return path
-        shutil.rmtree(path, ignore_errors=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        make(path)
-        stamp.write_text(key)
-        return path
 
     def shape(self):
         config = json.loads((STARTER / "config.json").read_text())
@@ -115,7 +131,8 @@ class Bench:
         another language, all of it."""
         path = self.work / "texts" / (task.name + ".jsonl")
         path.parent.mkdir(exist_ok=True)
-        data.write(path, texts)
+        with self.lock:
+            data.write(path, texts)
         recipe = RECIPES / ("pretrain-chinese.toml" if task.own_pieces
                             else "pretrain-domain.toml")
         key = digest(path, recipe, "" if task.own_pieces
@@ -130,7 +147,7 @@ class Bench:
             if not task.own_pieces and size < 4 * limit[1]:
                 limit = ["--epochs", 2]
             self.run("pretrain", "--recipe", recipe, *source, *limit,
-                     "--text", path, "--fields", task.fields, "--out", folder)
+                     "--threads", 1, "--text", path, "--fields", task.fields, "--out", folder)
         # Tasks over the same texts share them.
         return self.folder("domain-" + key, key, make)
 
@@ -138,7 +155,7 @@ class Bench:
         if arm == "domain":
             some = self.options.fast and len(task.texts) >= 3000
             return self.domain(task, task.texts[::4 if some else 1])
-        if arm == "starter":
+        if arm.startswith("starter"):
             return STARTER
         return self.scratch(self.encoder(task, "domain") if task.own_pieces
                             else STARTER)
@@ -171,9 +188,9 @@ class Bench:
             self.run("fit", "--recipe", RECIPES / (task.recipe + ".toml"),
                      "--from", source, "--out", registry, "--model", "quality",
                      *rows, "--data", place / "train.jsonl", "--seed", seed,
-                     *extra)
+                     "--threads", 1, *extra)
             version = registry / "quality" / "1"
-        self.run("evaluate", "--from", version, *rows,
+        self.run("evaluate", "--from", version, *rows, "--threads", 1,
                  "--data", place / "test.jsonl", "--scores",
                  place / "scores.jsonl")
         with open(place / "scores.jsonl", encoding="utf-8") as file:
@@ -182,7 +199,7 @@ class Bench:
 
     def measure(self, task, arm, part=1.0, seed=1, source=None, extra=()):
         train = self.labels(task, part, seed)
-        name = "%s-%s-%g-%d" % (task.name, arm, part, seed)
+        name = "%s-%s-%g-%d" % (task.name, arm.replace(" ", "-"), part, seed)
         recipe = RECIPES / (task.recipe + ".toml")
         source = source or self.encoder(task, arm)
         trained_by = digest(recipe, source / "model.safetensors",
@@ -219,27 +236,58 @@ class Bench:
                                 self.options.test),
                          lambda: task.baseline(train))
 
+    def columns(self, task):
+        """{title: what measures it}, but for what needs another task's."""
+        out = {"classical": lambda: self.baseline(task)}
+        for arm in ARMS:
+            if not (task.own_pieces and arm == "starter"):
+                out[arm] = lambda arm=arm: self.measure(task, arm)
+        if task.kind == "recommendation":
+            out["text alone"] = lambda: self.measure(
+                task, "text", source=self.encoder(task, "domain"),
+                extra=("--co-occurrence", "off"))
+        return out
+
+    def after(self, task):
+        """Begun from another task's version, if there is one."""
+        first = self.work / "versions" / ("%s-domain-1-1" % task.after)
+        if first.exists():
+            return self.measure(task, "after", source=first)
+
     def table(self, names):
         print("task\tmetric\tclassical\tscratch\tstarter\tstarter+domain")
+        chosen = [tasks.TASKS[name](self.folders) for name in names]
+        running = {}
+
+        def begin(task, title, measure, needs=()):
+            # What it waits for was begun before it, and so is running or done.
+            def wait_and_measure():
+                concurrent.futures.wait(needs)
+                return measure()
+            running[task.name, title] = self.pool.submit(wait_and_measure)
+
+        for task in chosen:
+            needs = [future for (name, _), future in running.items()
+                     if name == task.trained_as]
+            for title, measure in self.columns(task).items():
+                begin(task, title, measure, needs)
+        for task in chosen:
+            if task.after:
+                begin(task, "after " + task.after,
+                      lambda task=task: self.after(task),
+                      [future for key, future in running.items()
+                       if key == (task.after, "domain")])
         rows = []
-        for name in names:
-            task = tasks.TASKS[name](self.folders)
-            columns = {"classical": self.baseline(task)}
-            for arm in ARMS:
-                if not (task.own_pieces and arm == "starter"):
-                    columns[arm] = self.measure(task, arm)
-            if task.kind == "recommendation":
-                columns["text alone"] = self.measure(
-                    task, "text", source=self.encoder(task, "domain"),
-                    extra=("--co-occurrence", "off"))
-            first = self.work / "versions" / ("%s-domain-1-1" % task.after)
-            if task.after and first.exists():
-                columns["after " + task.after] = self.measure(
-                    task, "after", source=first)
-            rows.append({"task": name, "train": len(task.train),
+        for task in chosen:
+            columns = {title: future.result()
+                       for (name, title), future in running.items()
+                       if name == task.name}
+            rows.append({"task": task.name, "train": len(task.train),
                          "test": len(task.test),
                          "classical_method": task.baseline_name,
-                         "fast": self.options.fast, "columns": columns})
+                         "fast": self.options.fast,
+                         "columns": {title: value for title, value
+                                     in columns.items() if value}})
             self.print_lines(rows[-1])
         if self.options.markdown:
             self.options.markdown.write_text(markdown.tasks_table(rows))
@@ -260,22 +308,29 @@ class Bench:
     # ---- Few labels ----
 
     def few_labels(self):
-        curves = {}
+        """{task: {"metric", column: [its values for each of PARTS]}}"""
+        running = {}
         for name, metric in tasks.FEW_LABELS.items():
             task = tasks.TASKS[name](self.folders)
-            curves[name] = {"metric": metric, "classical": [], "scratch": [],
-                            "starter": []}
-            for part in PARTS:
+            columns = {"classical": None, "scratch": (), "starter": ()}
+            if task.kind == "classification":
+                columns["scratch alone"] = ALONE
+                columns["starter alone"] = ALONE
+            for part, column in itertools.product(PARTS, columns):
                 # Fewer rows, more times through them.
                 more = ("--epochs", EPOCHS[part]) if part < 1 else ()
-                seeds = range(1, 6) if part < 1 else (1,)
-                curves[name]["classical"].append(
-                    [self.baseline(task, part, seed)[metric]
-                     for seed in seeds])
-                for arm in ("scratch", "starter"):
-                    curves[name][arm].append([
-                        self.measure(task, arm, part, seed, extra=more)[metric]
-                        for seed in seeds])
+                running[name, column, part] = [
+                    self.pool.submit(self.baseline, task, part, seed)
+                    if column == "classical" else
+                    self.pool.submit(self.measure, task, column, part, seed,
+                                     extra=more + columns[column])
+                    for seed in (range(1, 6) if part < 1 else (1,))]
+        curves = {}
+        for (name, column, _), futures in running.items():
+            metric = tasks.FEW_LABELS[name]
+            curve = curves.setdefault(name, {"metric": metric})
+            curve.setdefault(column, []).append(
+                [future.result()[metric] for future in futures])
         self.print_curves(curves)
         if self.options.markdown:
             self.options.markdown.write_text(
@@ -285,16 +340,12 @@ class Bench:
             plot.few_labels(curves, PARTS, self.options.plot)
 
     def print_curves(self, curves):
-        print("task\tmetric\tlabels\tclassical\tscratch\tstarter")
+        print("task\tmetric\tlabels\t" + "\t".join(markdown.CURVES))
         for name, curve in curves.items():
             for i, part in enumerate(PARTS):
-                cells = []
-                for column in ("classical", "scratch", "starter"):
-                    values = curve[column][i]
-                    mean = sum(values) / len(values)
-                    cells.append("%.4f" % mean if len(values) == 1 else
-                                 "%.4f (%.4f to %.4f)" % (
-                                     mean, min(values), max(values)))
+                cells = [markdown.mean_and_range(curve[column][i])
+                         if column in curve else "-"
+                         for column in markdown.CURVES]
                 print("\t".join([name, curve["metric"], "%g%%" % (100 * part)]
                                 + cells))
         print(json.dumps({"few_labels": curves}), flush=True)
@@ -306,6 +357,7 @@ def main():
     parser.add_argument("test", nargs="?", default="")
     parser.add_argument("--fast", action="store_true")
     parser.add_argument("--only", action="append", choices=list(tasks.TASKS))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--few-labels", action="store_true")
     parser.add_argument("--plot", default="")
     parser.add_argument("--markdown", type=pathlib.Path)
@@ -322,8 +374,10 @@ def main():
         else:
             bench.table(bench.options.only or tasks.TASKS)
     except (data.DataError, Failed) as error:
+        bench.pool.shutdown(cancel_futures=True)
         sys.exit("quality.sh: %s" % error)
     except KeyboardInterrupt:
+        bench.pool.shutdown(cancel_futures=True)
         sys.exit("\ninterrupted; the same command goes on")
     bench.say("done in %.0f s" % (time.monotonic() - begin))
 
