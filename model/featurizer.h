@@ -44,6 +44,8 @@ class Featurizer {
              const EncoderConfig& encoder);
   ~Featurizer();
 
+  const Tokenizer& tokenizer() const { return tokenizer_; }
+
   // Every text-taking function: kInvalidArgument naming the field for invalid
   // UTF-8 ("title: invalid UTF-8 at byte 17").
   absl::StatusOr<Tokens> Query(absl::string_view query) const;

@@ -13,8 +13,16 @@ namespace {
 
 absl::StatusOr<NgramTable> ReadTable(const Safetensors& file) {
   RETURN_IF_ERROR(
-      CheckRawNames(file, {"ngrams", "idf", "bias", "weights", "mixture"}));
+      CheckRawNames(file, {"ngrams", "idf", "bias", "weights", "mixture",
+                           "split_tokens", "split_ends", "split_parts"}));
   NgramTable table;
+  if (file.Find("split_tokens") != nullptr) {
+    TokenSplits::Table splits;
+    ASSIGN_OR_RETURN(splits.tokens, ReadRawInts(file, "split_tokens"));
+    ASSIGN_OR_RETURN(splits.ends, ReadRawInts(file, "split_ends"));
+    ASSIGN_OR_RETURN(splits.parts, ReadRawInts(file, "split_parts"));
+    ASSIGN_OR_RETURN(table.splits, TokenSplits::Create(std::move(splits)));
+  }
   ASSIGN_OR_RETURN(table.ngrams, ReadNgrams(file));
   ASSIGN_OR_RETURN(table.idf, ReadRawFloats(file, "idf"));
   ASSIGN_OR_RETURN(table.bias, ReadRawFloats(file, "bias"));
@@ -64,7 +72,8 @@ void NgramMixture::Combine(absl::Span<const float> margins,
 }
 
 NgramClassifier::NgramClassifier(NgramTable table)
-    : table_(std::move(table)), index_(table_.ngrams, table_.idf) {}
+    : table_(std::move(table)),
+      index_(table_.ngrams, table_.idf, &table_.splits) {}
 
 absl::StatusOr<std::unique_ptr<const NgramClassifier>> NgramClassifier::Create(
     NgramTable table) {
@@ -89,11 +98,21 @@ absl::Status NgramClassifier::Write(const std::string& path) const {
   const auto ngrams = static_cast<int64_t>(table_.ngrams.size());
   const std::vector<float> mixture = {table_.mixture.encoder_weight,
                                       table_.mixture.ngram_weight};
-  return WriteRawSafetensors(
-      path, {ToRaw(table_.ngrams), ToRaw("idf", "F32", {ngrams}, table_.idf),
-             ToRaw("bias", "F32", {labels()}, table_.bias),
-             ToRaw("weights", "F32", {ngrams, labels()}, table_.weights),
-             ToRaw("mixture", "F32", {2}, mixture)});
+  std::vector<RawTensor> tensors = {
+      ToRaw(table_.ngrams), ToRaw("idf", "F32", {ngrams}, table_.idf),
+      ToRaw("bias", "F32", {labels()}, table_.bias),
+      ToRaw("weights", "F32", {ngrams, labels()}, table_.weights),
+      ToRaw("mixture", "F32", {2}, mixture)};
+  const TokenSplits::Table& splits = table_.splits.table();
+  if (!splits.tokens.empty()) {
+    const auto list = [](const char* name, const std::vector<int32_t>& ids) {
+      return ToRaw(name, "I32", {static_cast<int64_t>(ids.size())}, ids);
+    };
+    tensors.push_back(list("split_tokens", splits.tokens));
+    tensors.push_back(list("split_ends", splits.ends));
+    tensors.push_back(list("split_parts", splits.parts));
+  }
+  return WriteRawSafetensors(path, tensors);
 }
 
 std::vector<float> NgramClassifier::Margins(
@@ -107,9 +126,11 @@ std::vector<float> NgramClassifier::Margins(
 }
 
 int64_t NgramClassifier::size_bytes() const {
-  return 1024 +
-         4 * static_cast<int64_t>(3 * table_.ngrams.size() +
-                                  table_.bias.size() + table_.weights.size());
+  const TokenSplits::Table& splits = table_.splits.table();
+  return 1024 + 4 * static_cast<int64_t>(
+                        3 * table_.ngrams.size() + table_.bias.size() +
+                        table_.weights.size() + 2 * splits.tokens.size() +
+                        splits.parts.size());
 }
 
 std::string NgramFile(absl::string_view head) {

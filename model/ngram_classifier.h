@@ -33,6 +33,7 @@ struct NgramMixture {
 
 // As training makes it.
 struct NgramTable {
+  TokenSplits splits;
   std::vector<Ngram> ngrams;  // ascending
   std::vector<float> idf;     // of each
   std::vector<float> bias;    // of each label

@@ -8,13 +8,66 @@
 
 namespace vitrine {
 
+absl::StatusOr<TokenSplits> TokenSplits::Create(Table table) {
+  if (table.ends.size() != table.tokens.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("split_tokens: ", table.tokens.size(), ", but ",
+                     table.ends.size(), " split_ends"));
+  }
+  int32_t begin = 0;
+  for (size_t i = 0; i < table.tokens.size(); ++i) {
+    if (i > 0 && table.tokens[i] <= table.tokens[i - 1]) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "split_tokens: number ", i, " is not above the one before"));
+    }
+    if (table.ends[i] <= begin) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "split_ends: number ", i, " is not above the one before"));
+    }
+    begin = table.ends[i];
+  }
+  if (begin != static_cast<int64_t>(table.parts.size())) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("split_parts: ", table.parts.size(), ", not ", begin));
+  }
+  TokenSplits splits;
+  splits.table_ = std::move(table);
+  return splits;
+}
+
+absl::Span<const int32_t> TokenSplits::Of(int32_t token) const {
+  const std::vector<int32_t>& tokens = table_.tokens;
+  const auto it = std::lower_bound(tokens.begin(), tokens.end(), token);
+  if (it == tokens.end() || *it != token) return {};
+  const auto i = it - tokens.begin();
+  const int32_t begin = i == 0 ? 0 : table_.ends[i - 1];
+  return absl::MakeConstSpan(table_.parts)
+      .subspan(begin, table_.ends[i] - begin);
+}
+
 std::vector<std::pair<Ngram, int32_t>> CountNgrams(
-    absl::Span<const int32_t> ids) {
+    absl::Span<const int32_t> ids, const TokenSplits& splits) {
   std::vector<Ngram> all;
   all.reserve(2 * ids.size());
   for (size_t i = 0; i < ids.size(); ++i) {
     all.push_back({ids[i]});
     if (i > 0) all.push_back({ids[i - 1], ids[i]});
+  }
+  if (!splits.table().tokens.empty()) {
+    int32_t last = Ngram::kNone;
+    bool last_is_part = false;
+    for (const int32_t id : ids) {
+      const absl::Span<const int32_t> parts = splits.Of(id);
+      const bool is_part = !parts.empty();
+      for (const int32_t part : is_part ? parts : absl::MakeConstSpan(&id, 1)) {
+        if (is_part) all.push_back({part});
+        if (last != Ngram::kNone && (is_part || last_is_part)) {
+          all.push_back({last, part});
+        }
+        last = part;
+        last_is_part = is_part;
+      }
+    }
   }
   std::sort(all.begin(), all.end());
   std::vector<std::pair<Ngram, int32_t>> counts;
@@ -28,8 +81,8 @@ std::vector<std::pair<Ngram, int32_t>> CountNgrams(
 }
 
 NgramIndex::NgramIndex(absl::Span<const Ngram> ngrams,
-                       absl::Span<const float> idf)
-    : idf_(idf) {
+                       absl::Span<const float> idf, const TokenSplits* splits)
+    : idf_(idf), splits_(splits) {
   places_.reserve(ngrams.size());
   for (size_t i = 0; i < ngrams.size(); ++i) {
     places_.emplace(ngrams[i], static_cast<int32_t>(i));
@@ -40,7 +93,8 @@ std::vector<std::pair<int32_t, float>> NgramIndex::Features(
     absl::Span<const int32_t> ids) const {
   std::vector<std::pair<int32_t, float>> features;
   double squares = 0;
-  for (const auto& [ngram, count] : CountNgrams(ids)) {
+  for (const auto& [ngram, count] :
+       splits_ == nullptr ? CountNgrams(ids) : CountNgrams(ids, *splits_)) {
     const int32_t place = Find(ngram);
     if (place == kUnknown) continue;
     const double value = (1 + std::log(count)) * idf_[place];

@@ -29,18 +29,44 @@ struct Ngram {
   }
 };
 
-// How often each n-gram of the text occurs, in ascending order.
+// Tokens that stand for several others: pieces of several ideographs, which are
+// words of their own as often as not. Their parts are told by ids that need not
+// be a tokenizer's.
+class TokenSplits {
+ public:
+  // In ascending order; token i has parts[ends[i - 1]] to parts[ends[i] - 1].
+  struct Table {
+    std::vector<int32_t> tokens, ends, parts;
+  };
+
+  TokenSplits() = default;  // of no token
+  // kInvalidArgument: tokens that do not ascend, ends that do not or that are
+  // not the parts'.
+  static absl::StatusOr<TokenSplits> Create(Table table);
+
+  const Table& table() const { return table_; }
+  // Empty where the token stands for itself alone.
+  absl::Span<const int32_t> Of(int32_t token) const;
+
+ private:
+  Table table_;
+};
+
+// How often each n-gram of the text occurs, in ascending order; those, too, of
+// the text in which tokens are replaced by their parts, where a part is among
+// them.
 std::vector<std::pair<Ngram, int32_t>> CountNgrams(
-    absl::Span<const int32_t> ids);
+    absl::Span<const int32_t> ids, const TokenSplits& splits = {});
 
 // Listed n-grams, found by what they are. Immutable.
 class NgramIndex {
  public:
   static constexpr int32_t kUnknown = -1;
 
-  // In ascending order, with the weight of each by its rarity; both outlive
-  // the index.
-  NgramIndex(absl::Span<const Ngram> ngrams, absl::Span<const float> idf);
+  // In ascending order, with the weight of each by its rarity; all outlive the
+  // index. Null: no token is split.
+  NgramIndex(absl::Span<const Ngram> ngrams, absl::Span<const float> idf,
+             const TokenSplits* splits = nullptr);
 
   // Its place in the list.
   int32_t Find(const Ngram& ngram) const {
@@ -55,6 +81,7 @@ class NgramIndex {
 
  private:
   const absl::Span<const float> idf_;
+  const TokenSplits* const splits_;
   absl::flat_hash_map<Ngram, int32_t> places_;
 };
 

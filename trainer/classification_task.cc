@@ -10,6 +10,7 @@
 
 #include "base/status_macros.h"
 #include "trainer/fit_task.h"
+#include "trainer/ideograph_splits.h"
 #include "trainer/label_numbers.h"
 #include "trainer/ngram_fit.h"
 #include "trainer/task.h"
@@ -52,10 +53,11 @@ class ClassificationTask : public Task {
       served_ = source_ngrams_;
     } else if (settings.ngrams_from == TablesFrom::kRows &&
                training_.size() >= kLeastTrainingRows) {
-      ASSIGN_OR_RETURN(
-          fitted_, NgramClassifier::Create(FitNgrams(
-                       Pointers(training_), training_truth_,
-                       head_.labels_size(), settings.workers, settings.stop)));
+      ASSIGN_OR_RETURN(fitted_, NgramClassifier::Create(FitNgrams(
+                                    Pointers(training_), training_truth_,
+                                    head_.labels_size(),
+                                    IdeographSplits(featurizer.tokenizer()),
+                                    settings.workers, settings.stop)));
       if (settings.stop != nullptr) {
         RETURN_IF_ERROR(CheckStop(*settings.stop));
       }

@@ -11,11 +11,12 @@ constexpr int kLeastTexts = 2;  // that have an n-gram
 }  // namespace
 
 void NgramCounter::AddText(
-    std::initializer_list<absl::Span<const int32_t>> parts) {
+    std::initializer_list<absl::Span<const int32_t>> parts,
+    const TokenSplits& splits) {
   ++texts_;
   std::vector<Ngram> ngrams;
   for (const absl::Span<const int32_t> ids : parts) {
-    for (const auto& [ngram, count] : CountNgrams(ids)) {
+    for (const auto& [ngram, count] : CountNgrams(ids, splits)) {
       ngrams.push_back(ngram);
     }
   }

@@ -16,7 +16,8 @@ namespace vitrine {
 class NgramCounter {
  public:
   // A text of one or more parts, over whose borders no pair goes.
-  void AddText(std::initializer_list<absl::Span<const int32_t>> parts);
+  void AddText(std::initializer_list<absl::Span<const int32_t>> parts,
+               const TokenSplits& splits = {});
 
   int64_t texts() const { return texts_; }
   // 1 + ln((1 + texts) / (1 + count)): of an n-gram that so many texts have.

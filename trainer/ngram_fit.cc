@@ -40,7 +40,7 @@ std::vector<size_t> Spread(size_t count, size_t most) {
 
 SparseRows FeaturesOf(absl::Span<const Encoding* const> texts,
                       absl::Span<const size_t> rows, const NgramTable& table) {
-  const NgramIndex index(table.ngrams, table.idf);
+  const NgramIndex index(table.ngrams, table.idf, &table.splits);
   SparseRows out;
   for (const size_t row : rows) {
     for (const auto& [column, value] : index.Features(texts[row]->ids)) {
@@ -181,11 +181,14 @@ struct MixtureRows {
 
 NgramTable FitNgrams(absl::Span<const Encoding* const> texts,
                      absl::Span<const int32_t> truth, int labels,
-                     Workers* workers, const std::atomic<bool>* stop) {
+                     TokenSplits splits, Workers* workers,
+                     const std::atomic<bool>* stop) {
   NgramTable table;
+  table.splits = std::move(splits);
   const std::vector<size_t> numbers = Spread(texts.size(), kMostRows);
   NgramCounter counter;
-  for (const size_t row : numbers) counter.AddText({texts[row]->ids});
+  for (const size_t row : numbers)
+    counter.AddText({texts[row]->ids}, table.splits);
   counter.Finish(kMostWeights / labels, &table.ngrams, &table.idf);
   const SparseRows rows = FeaturesOf(texts, numbers, table);
   const size_t width = table.ngrams.size();

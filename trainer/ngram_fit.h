@@ -16,13 +16,15 @@ namespace vitrine {
 
 // The n-grams that two texts or more have (the most frequent of them, where
 // the table would be too large), and for each label a linear support vector
-// machine that tells it from the others (squared hinge loss, C = 0.5).
+// machine that tells it from the others (squared hinge loss, C = 0.5). `splits`
+// are IdeographSplits() of the texts' tokenizer.
 // truth[i] in [0, labels) is the label of texts[i]. Of a million texts at most.
 // `workers` share the labels; null: none do. The mixture is left as it is. Soon
 // after `stop` (null: there is none) is set, returns with weights missing.
 NgramTable FitNgrams(absl::Span<const Encoding* const> texts,
                      absl::Span<const int32_t> truth, int labels,
-                     Workers* workers, const std::atomic<bool>* stop = nullptr);
+                     TokenSplits splits, Workers* workers,
+                     const std::atomic<bool>* stop = nullptr);
 
 // The weights of encoder and n-grams, by rows that neither was trained on:
 // `logits` and `margins` are (rows, labels). Of twelve ratios to the encoder's

@@ -18,6 +18,7 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::FloatNear;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 // Token 7 speaks for label 0, 7 before 8 for label 1.
 NgramTable Sevens() {
@@ -69,6 +70,20 @@ TEST(NgramClassifierTest, ReadsBackWhatItWrote) {
   EXPECT_EQ(table.mixture.encoder_weight, 2);
   EXPECT_EQ(table.mixture.ngram_weight, 3);
   EXPECT_NEAR((*read)->size_bytes(), ReadFile(path)->size(), 1024);
+  EXPECT_THAT(table.splits.table().tokens, IsEmpty());
+}
+
+TEST(NgramClassifierTest, ReadsTokensByTheirParts) {
+  NgramTable table = Sevens();
+  table.splits = *TokenSplits::Create({{70}, {2}, {7, 8}});
+  const auto made = NgramClassifier::Create(std::move(table));
+  ASSERT_TRUE(made.ok()) << made.status();
+  EXPECT_EQ((*made)->Margins({70}), Classifier()->Margins({7, 8}));
+  const TempFolder folder;
+  ASSERT_TRUE((*made)->Write(folder.File("n")).ok());
+  const auto read = NgramClassifier::Open(folder.File("n"));
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ((*read)->Margins({1, 70, 9}), (*made)->Margins({1, 70, 9}));
 }
 
 TEST(NgramClassifierTest, RefusesATableThatDoesNotFit) {

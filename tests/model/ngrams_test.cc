@@ -23,6 +23,45 @@ TEST(CountNgramsTest, CountsTokensAndNeighbours) {
                           Pair(Ngram{2}, 2), Pair(Ngram{2, 1}, 2)));
 }
 
+// 10 is 1 and 2, 20 is 3, 4 and 1.
+TokenSplits TensAndTwenties() {
+  return *TokenSplits::Create({{10, 20}, {2, 5}, {1, 2, 3, 4, 1}});
+}
+
+TEST(TokenSplitsTest, FindsPartsOrNone) {
+  const TokenSplits splits = TensAndTwenties();
+  EXPECT_THAT(splits.Of(10), ElementsAre(1, 2));
+  EXPECT_THAT(splits.Of(20), ElementsAre(3, 4, 1));
+  EXPECT_THAT(splits.Of(1), IsEmpty());
+  EXPECT_THAT(splits.Of(15), IsEmpty());
+  EXPECT_THAT(splits.Of(99), IsEmpty());
+  EXPECT_THAT(TokenSplits().Of(10), IsEmpty());
+}
+
+TEST(TokenSplitsTest, TablesAreChecked) {
+  const auto error = [](TokenSplits::Table table) {
+    return std::string(
+        TokenSplits::Create(std::move(table)).status().message());
+  };
+  EXPECT_EQ(error({}), "");
+  EXPECT_THAT(error({{1}, {}, {}}), HasSubstr("0 split_ends"));
+  EXPECT_THAT(error({{2, 1}, {1, 2}, {5, 6}}), HasSubstr("split_tokens"));
+  EXPECT_THAT(error({{1, 2}, {2, 2}, {5, 6}}), HasSubstr("split_ends"));
+  EXPECT_THAT(error({{1}, {-1}, {}}), HasSubstr("split_ends: number 0"));
+  EXPECT_THAT(error({{1}, {2}, {5}}), HasSubstr("split_parts: 1, not 2"));
+}
+
+TEST(CountNgramsTest, CountsPartsToo) {
+  // The text in parts is 9 1 2 8 1 7: what has no part is not counted twice.
+  EXPECT_THAT(
+      CountNgrams({9, 10, 8, 1, 7}, TensAndTwenties()),
+      ElementsAre(Pair(Ngram{1}, 2), Pair(Ngram{1, 2}, 1), Pair(Ngram{1, 7}, 1),
+                  Pair(Ngram{2}, 1), Pair(Ngram{2, 8}, 1), Pair(Ngram{7}, 1),
+                  Pair(Ngram{8}, 1), Pair(Ngram{8, 1}, 1), Pair(Ngram{9}, 1),
+                  Pair(Ngram{9, 1}, 1), Pair(Ngram{9, 10}, 1),
+                  Pair(Ngram{10}, 1), Pair(Ngram{10, 8}, 1)));
+}
+
 TEST(NgramIndexTest, WeighsByCountAndRarity) {
   const std::vector<Ngram> ngrams = {{7}, {7, 8}, {9}};
   const std::vector<float> idf = {1, 2, 3};

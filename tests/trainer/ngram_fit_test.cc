@@ -34,7 +34,7 @@ class NgramGoldenTest : public ::testing::Test {
 
 TEST_F(NgramGoldenTest, LearnsWhatScikitLearnLearns) {
   NgramTable table =
-      FitNgrams(Pointers(texts_), truth_, labels_, /*workers=*/nullptr);
+      FitNgrams(Pointers(texts_), truth_, labels_, {}, /*workers=*/nullptr);
   ASSERT_EQ(table.ngrams.size(), golden_["ngrams"].size());
   for (size_t i = 0; i < table.ngrams.size(); ++i) {
     EXPECT_EQ(table.ngrams[i].first, golden_["ngrams"][i][0]);
@@ -59,9 +59,9 @@ TEST_F(NgramGoldenTest, LearnsWhatScikitLearnLearns) {
 TEST_F(NgramGoldenTest, IsTheSameWithWorkers) {
   Workers workers(2);
   const NgramTable alone =
-      FitNgrams(Pointers(texts_), truth_, labels_, nullptr);
+      FitNgrams(Pointers(texts_), truth_, labels_, {}, nullptr);
   const NgramTable shared =
-      FitNgrams(Pointers(texts_), truth_, labels_, &workers);
+      FitNgrams(Pointers(texts_), truth_, labels_, {}, &workers);
   EXPECT_EQ(alone.ngrams, shared.ngrams);
   EXPECT_EQ(alone.weights, shared.weights);
   EXPECT_EQ(alone.bias, shared.bias);
@@ -71,7 +71,8 @@ TEST(NgramFitTest, MakesATableOfTextsThatShareNothing) {
   std::vector<Encoding> texts(3);
   texts[0].ids = {1};
   texts[1].ids = {2};
-  const NgramTable table = FitNgrams(Pointers(texts), {0, 1, 1}, 2, nullptr);
+  const NgramTable table =
+      FitNgrams(Pointers(texts), {0, 1, 1}, 2, {}, nullptr);
   EXPECT_TRUE(table.ngrams.empty());
   const auto classifier = NgramClassifier::Create(table);
   ASSERT_TRUE(classifier.ok()) << classifier.status();
