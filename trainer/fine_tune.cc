@@ -203,6 +203,9 @@ absl::Status Run::Load() {
     source_->checkpoint.config.hidden_dropout = options_.dropout;
     source_->checkpoint.config.attention_dropout = options_.dropout;
   }
+  if (options_.attention_dropout >= 0) {
+    source_->checkpoint.config.attention_dropout = options_.attention_dropout;
+  }
   workers_ = std::make_unique<Workers>(
       SetUpThreads(options_.threads, report_.bf16, kMaxProducts));
   ASSIGN_OR_RETURN(network_,

@@ -38,6 +38,7 @@ struct FineTuneOptions {
   int epochs = 3;
   double weight_decay = 0.01;  // not on biases and LayerNorm
   double dropout = -1;         // negative: as the model's config says
+  double attention_dropout = -1;  // negative: as `dropout` is
   double clip = 1;             // of the gradients' norm; 0: none
   int patience = 0;            // epochs without gain before stopping; 0: off
   double validation_share = 0.1;

@@ -31,6 +31,9 @@ absl::Status CheckOptions(const FineTuneOptions& options) {
           absl::StrCat("--weight-decay ", options.weight_decay, ": below 0"));
   require(options.dropout < 1,
           absl::StrCat("--dropout ", options.dropout, ": outside [0, 1)"));
+  require(options.attention_dropout < 1,
+          absl::StrCat("--attention-dropout ", options.attention_dropout,
+                       ": outside [0, 1)"));
   require(options.clip >= 0,
           absl::StrCat("--clip ", options.clip, ": below 0"));
   require(options.patience >= 0,

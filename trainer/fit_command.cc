@@ -172,6 +172,8 @@ void AddTrainingOptions(CLI::App* command, FitFlags* flags) {
   add("--epochs", o->epochs, "Times through the rows");
   add("--weight-decay", o->weight_decay, "But for biases and LayerNorm");
   add("--dropout", o->dropout, "Negative: as config.json says");
+  add("--attention-dropout", o->attention_dropout,
+      "Of attention's weights. Negative: as --dropout; 0 is faster");
   add("--clip", o->clip, "Largest norm of the gradients; 0: no limit");
   add("--freeze", flags->freeze,
       "none; encoder (heads only); N: the embeddings and the N bottom layers");

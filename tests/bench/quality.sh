@@ -10,7 +10,7 @@
 #                  query, user, subject, source or text
 #   TEST           a folder of files of the same names: those rows are scored
 #                  instead, and all of DATA is learnt from
-#   --fast         a quarter of the rows and few steps: whether it works, in
+#   --fast         a tenth of the rows and few steps: whether it works, in
 #                  minutes, not how well
 #   --only TASK    (repeatable) home_depot, crowdflower, beauty, office,
 #                  industrial, next_category, instacart, clothing,

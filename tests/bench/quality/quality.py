@@ -23,6 +23,8 @@ STARTER = ROOT / "deploy" / "starter" / "model"
 ARMS = ("scratch", "starter", "domain")
 PARTS = (0.01, 0.1, 1.0)
 ALONE = ("--ngrams", "off")  # the encoder
+# That an encoder reads of a task's texts, at most.
+TOKENS, FAST_TOKENS = 1000000, 200000
 EPOCHS = {0.01: 10, 0.1: 3}  # of a part; all of the rows have the recipe's
 # Tasks whose versions others start from or are scored by.
 KEPT = ("home_depot", "crowdflower", "instacart")
@@ -140,21 +142,21 @@ class Bench:
 
         def make(folder):
             source = self.shape() if task.own_pieces else ["--from", STARTER]
-            limit = ["--tokens", 500000 if self.options.fast else 1000000]
+            limit = ["--tokens", FAST_TOKENS if self.options.fast else TOKENS]
             size = sum(len(json.dumps(t, ensure_ascii=False)) for t in texts)
             # Twice through a few texts is enough; more would be learnt by
             # heart.
             if not task.own_pieces and size < 4 * limit[1]:
                 limit = ["--epochs", 2]
             self.run("pretrain", "--recipe", recipe, *source, *limit,
-                     "--threads", 1, "--text", path, "--fields", task.fields, "--out", folder)
+                     "--threads", 1, "--text", path, "--fields", task.fields,
+                     "--out", folder)
         # Tasks over the same texts share them.
         return self.folder("domain-" + key, key, make)
 
     def encoder(self, task, arm):
         if arm == "domain":
-            some = self.options.fast and len(task.texts) >= 3000
-            return self.domain(task, task.texts[::4 if some else 1])
+            return self.domain(task, task.texts)
         if arm.startswith("starter"):
             return STARTER
         return self.scratch(self.encoder(task, "domain") if task.own_pieces
@@ -164,10 +166,10 @@ class Bench:
 
     def labels(self, task, part=1.0, seed=1):
         """The rows to learn from: that part of them, each seed's own; with
-        --fast a quarter of a large set."""
+        --fast a tenth of a large set."""
         rows = task.train
         if self.options.fast and len(rows) >= 3000:
-            rows = data.share(rows, task.key, 0.25)
+            rows = data.share(rows, task.key, 0.1)
         return data.share(rows, task.key, part, seed)
 
     def fit(self, task, source, train, seed, name, extra=(), trained=None):
