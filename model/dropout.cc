@@ -22,6 +22,13 @@ Dropout::Dropout(uint64_t seed) : state_(Mix(seed + 1)) {}
 
 at::Tensor Dropout::Apply(const at::Tensor& x, double p) {
   if (p <= 0) return x;
+  if (!x.is_cpu()) {
+    // LibTorch's generator there, seeded anew each time.
+    state_ += 0x9E3779B97F4A7C15u;
+    at::Generator generator = at::globalContext().defaultGenerator(x.device());
+    generator.set_current_seed(Mix(state_));
+    return x * at::empty_like(x).bernoulli_(1 - p, generator).div_(1 - p);
+  }
   const int64_t size = x.numel();
   at::Tensor mask = at::empty(x.sizes(), at::kFloat);
   float* const out = mask.data_ptr<float>();

@@ -4,10 +4,15 @@
 
 namespace vitrine {
 
-Autocast::Autocast(bool on) : on_(on) {
+Autocast::Autocast(bool on, bool cuda) : on_(on), cuda_(cuda) {
   if (!on_) return;
-  at::autocast::set_autocast_cpu_dtype(at::kBFloat16);
-  at::autocast::set_cpu_enabled(true);
+  if (cuda_) {
+    at::autocast::set_autocast_gpu_dtype(at::kBFloat16);
+    at::autocast::set_enabled(true);
+  } else {
+    at::autocast::set_autocast_cpu_dtype(at::kBFloat16);
+    at::autocast::set_cpu_enabled(true);
+  }
   // The cache of casts is one for all threads, and workers must not share a
   // graph; within a pass each weight is used once anyway.
   at::autocast::set_autocast_cache_enabled(false);
@@ -16,7 +21,8 @@ Autocast::Autocast(bool on) : on_(on) {
 Autocast::~Autocast() {
   if (!on_) return;
   at::autocast::set_autocast_cache_enabled(true);
-  at::autocast::set_cpu_enabled(false);
+  cuda_ ? at::autocast::set_enabled(false)
+        : at::autocast::set_cpu_enabled(false);
 }
 
 }  // namespace vitrine

@@ -278,7 +278,7 @@ absl::StatusOr<std::unique_ptr<PretrainStage>> NewContrastiveStage(
   ASSIGN_OR_RETURN(
       std::unique_ptr<Network> network,
       Network::Create(checkpoint, {VectorHead(settings.options.pooling)},
-                      settings.bf16, settings.workers));
+                      settings.bf16, settings.workers, settings.device));
   network->PadBatches(settings.tokenizer.special().pad,
                       settings.options.max_tokens);
   return std::make_unique<ContrastiveStage>(settings, std::move(network));

@@ -12,6 +12,7 @@
 #include "trainer/commands.h"
 #include "trainer/evaluate.h"
 #include "trainer/evaluate_progress.h"
+#include "trainer/pass_device.h"
 #include "trainer/progress.h"
 #include "trainer/stop_signal.h"
 #include "trainer/task_flags.h"
@@ -56,10 +57,6 @@ struct EvaluateFlags {
   bool json = false;
 };
 
-const std::map<std::string, internal::Device> kDevices = {
-    {"auto", internal::DEVICE_AUTO},
-    {"cpu", internal::DEVICE_CPU},
-    {"cuda", internal::DEVICE_CUDA}};
 const std::map<std::string, internal::Dtype> kDtypes = {
     {"auto", internal::DTYPE_AUTO},
     {"fp32", internal::DTYPE_FP32},
@@ -73,7 +70,7 @@ const std::map<std::string, internal::EngineKind> kEngines = {
 
 void Resolve(const CLI::App& command, EvaluateFlags* flags) {
   flags->options.tasks = GroupTasks(command, flags->tasks);
-  flags->options.device = kDevices.at(flags->device);
+  flags->options.device = DeviceOf(flags->device);
   flags->options.dtype = kDtypes.at(flags->dtype);
   flags->options.engine = kEngines.at(flags->engine);
 }
@@ -91,14 +88,18 @@ absl::Status RunEvaluate(const EvaluateFlags& flags) {
 }
 
 void AddEngineOptions(CLI::App* command, EvaluateFlags* flags) {
+  constexpr char kGroup[] = "Engine (auto: as a server takes it)";
   const auto add = [&](const char* name, std::string& value, const auto& names,
                        const char* help) {
     command->add_option(name, value, help)
         ->check(CLI::IsMember(&names))
         ->capture_default_str()
-        ->group("Engine (auto: as a server takes it)");
+        ->group(kGroup);
   };
-  add("--device", flags->device, kDevices, "auto, cpu or cuda");
+  command->add_option("--device", flags->device, "auto, cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->capture_default_str()
+      ->group(kGroup);
   add("--dtype", flags->dtype, kDtypes, "auto, fp32, bf16, fp16 or int8");
   add("--engine", flags->engine, kEngines, "auto, torch or onednn");
   command

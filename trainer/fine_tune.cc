@@ -112,6 +112,7 @@ class Run {
   const std::atomic<bool>& stop_;
 
   const ModelRegistry registry_{options_.registry};
+  PassDevice device_;
   std::unique_ptr<Workers> workers_;
   std::unique_ptr<SourceModel> source_;
   std::string incumbent_folder_;
@@ -198,7 +199,9 @@ absl::Status Run::Load() {
           Merge(source_->manifest.encoding(), options_.encoding), config_));
   featurizer_ =
       std::make_unique<Featurizer>(*source_->tokenizer, encoding_, config_);
-  report_.bf16 = options_.bf16.value_or(Bf16Pays(config_));
+  ASSIGN_OR_RETURN(device_, ChoosePassDevice(options_.device));
+  report_.device = device_.name();
+  report_.bf16 = options_.bf16.value_or(device_.cuda() || Bf16Pays(config_));
   if (options_.dropout >= 0) {
     source_->checkpoint.config.hidden_dropout = options_.dropout;
     source_->checkpoint.config.attention_dropout = options_.dropout;
@@ -206,11 +209,11 @@ absl::Status Run::Load() {
   if (options_.attention_dropout >= 0) {
     source_->checkpoint.config.attention_dropout = options_.attention_dropout;
   }
-  workers_ = std::make_unique<Workers>(
-      SetUpThreads(options_.threads, report_.bf16, kMaxProducts));
+  workers_ = std::make_unique<Workers>(SetUpThreads(
+      options_.threads, report_.bf16 && !device_.cuda(), kMaxProducts));
   ASSIGN_OR_RETURN(network_,
                    Network::Create(source_->checkpoint, source_->heads(),
-                                   report_.bf16, workers_.get()));
+                                   report_.bf16, workers_.get(), device_));
   return absl::OkStatus();
 }
 
@@ -394,8 +397,8 @@ absl::StatusOr<std::string> Run::Fingerprint() const {
         int64_t{o.batch_tokens}, int64_t{o.epochs}, int64_t{o.patience},
         int64_t{o.freeze}, static_cast<int64_t>(o.seed),
         int64_t{o.targets_per_user}, int64_t{o.co_occurrence},
-        int64_t{o.ngrams}, int64_t{report_.bf16}, int64_t{workers_->count()},
-        int64_t{at::get_num_threads()}}) {
+        int64_t{o.ngrams}, int64_t{device_.cuda()}, int64_t{report_.bf16},
+        int64_t{workers_->count()}, int64_t{at::get_num_threads()}}) {
     absl::StrAppend(&text, "|", value);
   }
   absl::StrAppend(&text, "|", digest_, "|", PrintTextProto(encoding_), "|",
@@ -828,7 +831,7 @@ absl::StatusOr<Incumbent> Run::MeetIncumbent() const {
   }
   absl::StatusOr<Incumbent> incumbent =
       EvaluateIncumbent(incumbent_folder_, held_out, catalogue_,
-                        kLatencySamples, report_.bf16, workers_.get());
+                        kLatencySamples, report_.bf16, workers_.get(), device_);
   if (!incumbent.ok()) {
     return Annotate(incumbent.status(), "the version in service");
   }

@@ -16,6 +16,7 @@
 #include "trainer/match_marks.h"
 #include "trainer/schedule.h"
 #include "trainer/task.h"
+#include "vitrine/internal/config.pb.h"
 #include "vitrine/internal/manifest.pb.h"
 #include "vitrine/v1/admin.pb.h"
 
@@ -36,18 +37,19 @@ struct FineTuneOptions {
   int batch_size = 32;      // examples
   int batch_tokens = 8192;  // at most, however many examples that leaves
   int epochs = 3;
-  double weight_decay = 0.01;  // not on biases and LayerNorm
-  double dropout = -1;         // negative: as the model's config says
+  double weight_decay = 0.01;     // not on biases and LayerNorm
+  double dropout = -1;            // negative: as the model's config says
   double attention_dropout = -1;  // negative: as `dropout` is
-  double clip = 1;             // of the gradients' norm; 0: none
-  int patience = 0;            // epochs without gain before stopping; 0: off
+  double clip = 1;                // of the gradients' norm; 0: none
+  int patience = 0;               // epochs without gain before stopping; 0: off
   double validation_share = 0.1;
   // Layers that stay as they are, counted from the bottom, the embeddings with
   // them; -1: none, kFreezeEncoder: all.
   int freeze = -1;
   static constexpr int kFreezeEncoder = 1 << 20;
   uint64_t seed = 1;
-  std::optional<bool> bf16;  // none: where the processor gains by it
+  internal::Device device = internal::DEVICE_AUTO;  // of passes
+  std::optional<bool> bf16;  // none: where the device gains by it
   int threads = 0;           // 0: as many as processors
   bool save_f16 = false;
   RelevanceLoss relevance_loss = RelevanceLoss::kGraded;
@@ -95,6 +97,7 @@ struct FineTuneReport : EvaluationReport {
   double seconds = 0;              // of training, evaluation included
   double examples_per_second = 0;  // of training alone
   bool bf16 = false;
+  std::string device;        // "cpu", "cuda"
   int64_t resumed_step = 0;  // that a checkpoint had reached; 0: none was used
 };
 

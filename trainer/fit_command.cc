@@ -11,6 +11,7 @@
 #include "base/textproto.h"
 #include "trainer/commands.h"
 #include "trainer/fine_tune.h"
+#include "trainer/pass_device.h"
 #include "trainer/progress.h"
 #include "trainer/recipe_file.h"
 #include "trainer/stop_signal.h"
@@ -58,7 +59,7 @@ struct FitFlags {
   std::string schedule = "linear";
   std::string relevance_loss = "graded";
   std::string freeze = "none";
-  std::string bf16 = "auto";
+  std::string device = "auto", bf16 = "auto";
   std::string co_occurrence = "auto";
   std::string ngrams = "auto";
   std::string pooling = "cls";
@@ -92,6 +93,7 @@ void Resolve(const CLI::App& command, FitFlags* flags) {
     throw CLI::ValidationError(
         "--freeze", flags->freeze + " is neither none, encoder nor a number");
   }
+  options.device = DeviceOf(flags->device);
   if (flags->bf16 != "auto") options.bf16 = flags->bf16 == "on";
   options.co_occurrence = flags->co_occurrence == "auto";
   options.ngrams = flags->ngrams == "auto";
@@ -196,6 +198,8 @@ void AddTrainingOptions(CLI::App* command, FitFlags* flags) {
   add("--pooling", flags->pooling, "What new heads read: cls or mean")
       ->check(CLI::IsMember({"cls", "mean"}));
   add("--seed", o->seed, "Of order, dropout and new heads");
+  add("--device", flags->device, "Of passes: auto, cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   add("--bf16", flags->bf16,
       "bf16 products: on, off, or auto (on where the processor has them and "
       "the encoder is 256 wide or wider)")

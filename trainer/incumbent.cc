@@ -11,15 +11,16 @@ namespace vitrine {
 
 absl::StatusOr<Incumbent> EvaluateIncumbent(
     const std::string& folder, absl::Span<const HeldOutRows> held_out,
-    const Catalogue& catalogue, size_t samples, bool bf16, Workers* workers) {
+    const Catalogue& catalogue, size_t samples, bool bf16, Workers* workers,
+    PassDevice device) {
   ASSIGN_OR_RETURN(const auto model, LoadSourceModel(folder));
   const EncoderConfig& config = model->checkpoint.config;
   ASSIGN_OR_RETURN(const internal::EncodingOptions encoding,
                    ResolveEncodingOptions(model->manifest.encoding(), config));
   const Featurizer featurizer(*model->tokenizer, encoding, config);
-  ASSIGN_OR_RETURN(
-      const auto network,
-      Network::Create(model->checkpoint, model->heads(), bf16, workers));
+  ASSIGN_OR_RETURN(const auto network,
+                   Network::Create(model->checkpoint, model->heads(), bf16,
+                                   workers, device));
   Incumbent incumbent;
   for (const internal::Head& head : network->head_list()) {
     incumbent.heads.push_back(head.name());

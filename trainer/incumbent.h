@@ -9,6 +9,7 @@
 #include "absl/types/span.h"
 #include "trainer/dataset.h"
 #include "trainer/evaluation.h"
+#include "trainer/pass_device.h"
 #include "trainer/task.h"
 #include "trainer/workers.h"
 
@@ -37,6 +38,7 @@ struct Incumbent {
 // does not know start as in a training that goes on from it.
 absl::StatusOr<Incumbent> EvaluateIncumbent(
     const std::string& folder, absl::Span<const HeldOutRows> held_out,
-    const Catalogue& catalogue, size_t samples, bool bf16, Workers* workers);
+    const Catalogue& catalogue, size_t samples, bool bf16, Workers* workers,
+    PassDevice device);
 
 }  // namespace vitrine

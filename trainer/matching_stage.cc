@@ -278,9 +278,9 @@ absl::StatusOr<std::unique_ptr<PretrainStage>> NewMatchingStage(
   const internal::Head head = RelevanceHead(settings.options.pooling);
   std::vector<internal::Head> heads;
   if (HasHead(*settings.source)) heads.push_back(head);
-  ASSIGN_OR_RETURN(
-      std::unique_ptr<Network> network,
-      Network::Create(checkpoint, heads, settings.bf16, settings.workers));
+  ASSIGN_OR_RETURN(std::unique_ptr<Network> network,
+                   Network::Create(checkpoint, heads, settings.bf16,
+                                   settings.workers, settings.device));
   if (heads.empty()) {
     RETURN_IF_ERROR(network->PutHead(head, settings.options.seed).status());
   }

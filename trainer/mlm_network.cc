@@ -40,6 +40,16 @@ struct MlmNetwork::Head {
   at::Tensor dense_weight, dense_bias;  // (hidden, hidden), (hidden)
   at::Tensor norm_weight, norm_bias;    // (hidden)
   at::Tensor bias;                      // (vocab)
+
+  std::vector<at::Tensor*> all() {
+    return {&dense_weight, &dense_bias, &norm_weight, &norm_bias, &bias};
+  }
+};
+
+struct MlmNetwork::Parts {
+  Bert bert;
+  Head head;
+  std::vector<at::Tensor> parameters;  // in the order of parameters()
 };
 
 namespace {
@@ -70,8 +80,9 @@ HeadNames NamesFor(const EncoderConfig& config) {
 
 }  // namespace
 
-MlmNetwork::MlmNetwork(std::unique_ptr<Bert> bert, bool bf16, Workers* workers)
-    : bf16_(bf16), workers_(workers), bert_(std::move(bert)) {}
+MlmNetwork::MlmNetwork(std::unique_ptr<Bert> bert, bool bf16, Workers* workers,
+                       PassDevice device)
+    : bf16_(bf16), workers_(workers), device_(device), bert_(std::move(bert)) {}
 MlmNetwork::~MlmNetwork() = default;
 
 void MlmNetwork::MakeTransform(uint64_t seed) {
@@ -87,19 +98,21 @@ void MlmNetwork::MakeTransform(uint64_t seed) {
 
 std::unique_ptr<MlmNetwork> MlmNetwork::Random(const EncoderConfig& config,
                                                uint64_t seed, bool bf16,
-                                               Workers* workers) {
-  std::unique_ptr<MlmNetwork> network(new MlmNetwork(
-      std::make_unique<Bert>(Bert::Random(config, seed)), bf16, workers));
+                                               Workers* workers,
+                                               PassDevice device) {
+  std::unique_ptr<MlmNetwork> network(
+      new MlmNetwork(std::make_unique<Bert>(Bert::Random(config, seed)), bf16,
+                     workers, device));
   network->MakeTransform(seed + 1);
   return network;
 }
 
 absl::StatusOr<std::unique_ptr<MlmNetwork>> MlmNetwork::Load(
     const std::string& folder, const Checkpoint& checkpoint, uint64_t seed,
-    bool bf16, Workers* workers) {
+    bool bf16, Workers* workers, PassDevice device) {
   ASSIGN_OR_RETURN(Bert bert, Bert::FromCheckpoint(checkpoint));
-  std::unique_ptr<MlmNetwork> network(
-      new MlmNetwork(std::make_unique<Bert>(std::move(bert)), bf16, workers));
+  std::unique_ptr<MlmNetwork> network(new MlmNetwork(
+      std::make_unique<Bert>(std::move(bert)), bf16, workers, device));
   network->MakeTransform(seed + 1);
   ASSIGN_OR_RETURN(const std::unique_ptr<Safetensors> file,
                    OpenSharded(folder));
@@ -152,43 +165,71 @@ void MlmNetwork::StartTraining(uint64_t seed) {
   }
 }
 
+MlmNetwork::Parts MlmNetwork::MakeParts() const {
+  Parts parts{*bert_, *head_, {}};  // handles
+  if (device_.copies()) {
+    const at::Device device = ToTorchDevice(device_);
+    parts.bert.To(device, at::kFloat);
+    for (at::Tensor* const tensor : parts.head.all()) {
+      *tensor = tensor->detach().to(device, at::kFloat, /*non_blocking=*/false,
+                                    /*copy=*/true);
+    }
+  }
+  for (const auto& [name, tensor] : parts.bert.parameters()) {
+    if (!absl::StartsWith(name, "pooler.")) parts.parameters.push_back(tensor);
+  }
+  for (const at::Tensor* const tensor : parts.head.all()) {
+    parts.parameters.push_back(*tensor);
+  }
+  if (device_.copies()) {
+    for (at::Tensor& tensor : parts.parameters) tensor.set_requires_grad(true);
+  }
+  return parts;
+}
+
 // The hidden places' states, ready for the output layer: (places, hidden).
-at::Tensor MlmNetwork::Transform(const MaskedBatch& batch,
+at::Tensor MlmNetwork::Transform(const Parts& parts, const MaskedBatch& batch,
                                  Dropout* dropout) const {
-  const PackedInput input = ToPackedInput(batch.batch, config(), at::kCPU);
+  const PackedInput input =
+      ToPackedInput(batch.batch, config(), ToTorchDevice(device_));
   const at::Tensor states =
-      bert_->Forward(input, dropout).index_select(0, at::tensor(batch.places));
+      parts.bert.Forward(input, dropout)
+          .index_select(0, at::tensor(batch.places).to(input.ids.device()));
+  const Head& head = parts.head;
   const at::Tensor dense =
-      at::gelu(at::linear(states, head_->dense_weight, head_->dense_bias));
+      at::gelu(at::linear(states, head.dense_weight, head.dense_bias));
   return at::layer_norm(dense.to(at::kFloat), {config().hidden_size},
-                        head_->norm_weight, head_->norm_bias,
+                        head.norm_weight, head.norm_bias,
                         config().layer_norm_eps);
 }
 
 MaskedLoss MlmNetwork::ForwardBackward(absl::Span<const MaskedBatch> batches) {
   // Worker w has the batches w, w + workers, …, in order.
-  const int count = std::min<int>(workers_->count(), batches.size());
+  const int count = std::min<int>(device_.copies() ? 1 : workers_->count(),
+                                  static_cast<int>(batches.size()));
+  const Parts model = MakeParts();
   const auto type = bf16_ ? at::kBFloat16 : at::kFloat;
-  const at::Tensor words = parameters_[0].detach().to(type);  // (vocab, hidden)
+  // (vocab, hidden)
+  const at::Tensor words = model.parameters[0].detach().to(type);
   std::vector<MaskedLoss> losses(count);
   std::vector<std::vector<at::Tensor>> gradients(count);
   // The output layer's bias is the last of the parameters, the table the first.
-  const std::vector<at::Tensor> inner(parameters_.begin(),
-                                      parameters_.end() - 1);
+  const std::vector<at::Tensor> inner(model.parameters.begin(),
+                                      model.parameters.end() - 1);
   workers_->Run(count, [&](int w) {
     std::vector<at::Tensor>& sums = gradients[w];
     for (size_t b = w; b < batches.size(); b += count) {
       const MaskedBatch& batch = batches[b];
       at::Tensor states;
       {
-        const Autocast autocast(bf16_);
-        states = Transform(batch, &dropout_[w]);
+        const Autocast autocast(bf16_, device_.cuda());
+        states = Transform(model, batch, &dropout_[w]);
       }
       at::Tensor by_states, by_words, by_bias;
       {
         const at::NoGradGuard no_grad;
         const at::Tensor x = states.detach().to(type);
-        at::Tensor logits = at::linear(x, words, head_->bias.to(type));
+        at::Tensor logits = at::linear(x, words, model.head.bias.to(type));
         const SoftmaxLoss loss = SoftmaxCrossEntropy(batch.targets, &logits);
         losses[w].loss += loss.loss;
         losses[w].found += loss.found;
@@ -214,7 +255,7 @@ MaskedLoss MlmNetwork::ForwardBackward(absl::Span<const MaskedBatch> batches) {
     const at::NoGradGuard no_grad;
     at::Tensor sum = gradients[0][p];
     for (int w = 1; w < count; ++w) sum.add_(gradients[w][p]);
-    parameters_[p].mutable_grad() = sum;
+    parameters_[p].mutable_grad() = sum.to(at::kCPU);
   });
   MaskedLoss sum;
   for (const MaskedLoss& loss : losses) {
@@ -227,13 +268,15 @@ MaskedLoss MlmNetwork::ForwardBackward(absl::Span<const MaskedBatch> batches) {
 
 MaskedLoss MlmNetwork::Evaluate(absl::Span<const MaskedBatch> batches) const {
   const auto type = bf16_ ? at::kBFloat16 : at::kFloat;
-  const at::Tensor words = parameters()[0].second.detach().to(type);
+  const Parts model = MakeParts();
+  const at::Tensor words = model.parameters[0].detach().to(type);
   std::vector<MaskedLoss> losses(batches.size());
   workers_->Run(static_cast<int>(batches.size()), [&](int b) {
     const at::NoGradGuard no_grad;
-    const Autocast autocast(bf16_);
-    at::Tensor logits = at::linear(Transform(batches[b], nullptr).to(type),
-                                   words, head_->bias.to(type));
+    const Autocast autocast(bf16_, device_.cuda());
+    at::Tensor logits =
+        at::linear(Transform(model, batches[b], nullptr).to(type), words,
+                   model.head.bias.to(type));
     const SoftmaxLoss loss = SoftmaxCrossEntropy(batches[b].targets, &logits);
     losses[b] = {loss.loss, batches[b].real_places(), loss.found};
   });

@@ -22,6 +22,7 @@
 #include "model/model_config.h"
 #include "model/safetensors.h"
 #include "trainer/masking.h"
+#include "trainer/pass_device.h"
 #include "trainer/workers.h"
 
 namespace at {
@@ -61,11 +62,12 @@ class MlmNetwork {
   // autocast, parameters stay fp32. Dropout is as the config says.
   static std::unique_ptr<MlmNetwork> Random(const EncoderConfig& config,
                                             uint64_t seed, bool bf16,
-                                            Workers* workers);
+                                            Workers* workers,
+                                            PassDevice device = {});
   // The folder's encoder, and its transform where it has one.
   static absl::StatusOr<std::unique_ptr<MlmNetwork>> Load(
       const std::string& folder, const Checkpoint& checkpoint, uint64_t seed,
-      bool bf16, Workers* workers);
+      bool bf16, Workers* workers, PassDevice device = {});
   ~MlmNetwork();
 
   const EncoderConfig& config() const;
@@ -79,7 +81,8 @@ class MlmNetwork {
   std::vector<Dropout>& dropout() { return dropout_; }
 
   // Sets the parameters' gradients to those of the summed loss of all batches.
-  // The batches are shared out among the workers, the same way every time.
+  // The batches are shared out among the workers (on a GPU one has all), the
+  // same way every time.
   MaskedLoss ForwardBackward(absl::Span<const MaskedBatch> batches);
 
   // Without gradients or dropout.
@@ -89,15 +92,22 @@ class MlmNetwork {
   std::vector<NamedTensor> Save(TensorType type) const;
 
  private:
-  MlmNetwork(std::unique_ptr<Bert> bert, bool bf16, Workers* workers);
+  // The transform and the output layer's bias, in a struct of tensors.
+  struct Head;
+  // What a pass goes through, in place or copied to the device.
+  struct Parts;
+
+  MlmNetwork(std::unique_ptr<Bert> bert, bool bf16, Workers* workers,
+             PassDevice device);
   void MakeTransform(uint64_t seed);
-  at::Tensor Transform(const MaskedBatch& batch, Dropout* dropout) const;
+  Parts MakeParts() const;
+  at::Tensor Transform(const Parts& parts, const MaskedBatch& batch,
+                       Dropout* dropout) const;
 
   const bool bf16_;
   Workers* const workers_;
+  const PassDevice device_;
   std::unique_ptr<Bert> bert_;
-  // The transform and the output layer's bias, in a struct of tensors.
-  struct Head;
   std::unique_ptr<Head> head_;
   std::vector<at::Tensor> parameters_;
   std::vector<Dropout> dropout_;  // of each worker

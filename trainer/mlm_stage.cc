@@ -137,13 +137,14 @@ absl::StatusOr<std::unique_ptr<PretrainStage>> NewMlmStage(
   std::unique_ptr<MlmNetwork> network;
   if (settings.source == nullptr) {
     network = MlmNetwork::Random(settings.config, seed, settings.bf16,
-                                 settings.workers);
+                                 settings.workers, settings.device);
   } else {
     Checkpoint checkpoint = settings.source->checkpoint;
     checkpoint.config = settings.config;
-    ASSIGN_OR_RETURN(network,
-                     MlmNetwork::Load(settings.source->folder, checkpoint, seed,
-                                      settings.bf16, settings.workers));
+    ASSIGN_OR_RETURN(
+        network,
+        MlmNetwork::Load(settings.source->folder, checkpoint, seed,
+                         settings.bf16, settings.workers, settings.device));
   }
   return std::make_unique<MlmStage>(settings, std::move(network));
 }

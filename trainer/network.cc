@@ -58,13 +58,21 @@ absl::StatusOr<TaskHead> HeadOf(const EncoderConfig& config,
 
 }  // namespace
 
+struct Network::Parts {
+  Bert bert;
+  TaskHead head;
+  std::vector<at::Tensor>
+      parameters;  // those that are trained, as they are here
+};
+
 Network::Network() = default;
 Network::~Network() = default;
 
 absl::StatusOr<std::unique_ptr<Network>> Network::Create(
     const Checkpoint& checkpoint, const std::vector<internal::Head>& heads,
-    bool bf16, Workers* workers) {
+    bool bf16, Workers* workers, PassDevice device) {
   std::unique_ptr<Network> network(new Network());
+  network->device_ = device;
   network->workers_ = workers;
   network->bf16_ = bf16;
   ASSIGN_OR_RETURN(Bert bert, Bert::FromCheckpoint(checkpoint));
@@ -152,24 +160,45 @@ std::vector<std::pair<std::string, at::Tensor>> Network::HeadParameters(
   return weights_[h]->parameters();
 }
 
-at::Tensor Network::Run(int h, absl::Span<const Encoding* const> sequences,
+Network::Parts Network::PartsFor(int h) const {
+  Parts parts{*bert_, *weights_[h], parameters_};  // handles
+  if (!device_.copies()) return parts;
+  const at::Device device = ToTorchDevice(device_);
+  parts.bert.To(device, at::kFloat);
+  parts.head.To(device, at::kFloat);
+  const auto match = [&parts](const auto& here, const auto& there) {
+    for (size_t i = 0; i < here.size(); ++i) {
+      for (at::Tensor& parameter : parts.parameters) {
+        if (!parameter.is_same(here[i].second)) continue;
+        parameter = there[i].second;
+        parameter.set_requires_grad(true);
+      }
+    }
+  };
+  match(bert_->parameters(), parts.bert.parameters());
+  match(weights_[h]->parameters(), parts.head.parameters());
+  return parts;
+}
+
+at::Tensor Network::Run(const Parts& parts, int h,
+                        absl::Span<const Encoding* const> sequences,
                         Dropout* dropout) const {
   Batch batch;
   for (const Encoding* const sequence : sequences) {
     batch.Add(*sequence, HeadMask{1});
   }
   if (longest_padding_ > 0) PadTokens(pad_id_, longest_padding_, &batch);
-  const PackedInput input = ToPackedInput(batch, config(), at::kCPU);
-  const Autocast autocast(bf16_);
+  const PackedInput input =
+      ToPackedInput(batch, config(), ToTorchDevice(device_));
+  const Autocast autocast(bf16_, device_.cuda());
   // UNSPECIFIED means the first token's for heads.
   const internal::Pooling pooling =
       heads_[h].pooling() == internal::POOLING_MEAN ? internal::POOLING_MEAN
                                                     : internal::POOLING_CLS;
   const at::Tensor pooled =
-      Pool(bert_->Forward(input, dropout), input.offsets, pooling)
+      Pool(parts.bert.Forward(input, dropout), input.offsets, pooling)
           .narrow(0, 0, static_cast<int64_t>(sequences.size()));
-  return weights_[h]
-      ->Forward(pooled, dropout, config().hidden_dropout)
+  return parts.head.Forward(pooled, dropout, config().hidden_dropout)
       .to(at::kFloat);
 }
 
@@ -186,28 +215,30 @@ double Network::ForwardBackward(int h,
                                 absl::Span<const Encoding* const> sequences,
                                 const LossFunction& loss, double weight) {
   const std::vector<size_t> bounds =
-      SplitByTokens(sequences, workers_->count());
+      SplitByTokens(sequences, device_.copies() ? 1 : workers_->count());
   const auto shares = static_cast<int>(bounds.size()) - 1;
+  const Parts parts = PartsFor(h);
   std::vector<at::Tensor> outputs(shares);
   workers_->Run(shares, [&](int i) {
-    outputs[i] = Run(h, sequences.subspan(bounds[i], bounds[i + 1] - bounds[i]),
-                     &dropout_[i]);
+    outputs[i] =
+        Run(parts, h, sequences.subspan(bounds[i], bounds[i + 1] - bounds[i]),
+            &dropout_[i]);
   });
   // The loss sees all outputs at once, in the softmax over a batch too.
-  at::Tensor all = at::cat(outputs).detach();
+  at::Tensor all = at::cat(outputs).detach().to(at::kCPU);
   all.set_requires_grad(true);
   const at::Tensor value = loss(all);
   const double result = value.item<double>();
   if (!std::isfinite(result)) return result;
   (value * weight).backward();
-  const at::Tensor gradient = all.grad();
+  const at::Tensor gradient = all.grad().to(outputs[0].device());
 
   std::vector<std::vector<at::Tensor>> gradients(shares);
   workers_->Run(shares, [&](int i) {
     const auto begin = static_cast<int64_t>(bounds[i]);
     const auto length = static_cast<int64_t>(bounds[i + 1] - bounds[i]);
     gradients[i] = torch::autograd::grad(
-        {outputs[i]}, parameters_, {gradient.narrow(0, begin, length)},
+        {outputs[i]}, parts.parameters, {gradient.narrow(0, begin, length)},
         /*retain_graph=*/c10::nullopt, /*create_graph=*/false,
         /*allow_unused=*/true);
   });
@@ -218,7 +249,7 @@ double Network::ForwardBackward(int h,
     for (int i = 1; i < shares && sum.defined(); ++i) {
       sum = sum + gradients[i][p];
     }
-    parameters_[p].mutable_grad() = sum;
+    parameters_[p].mutable_grad() = sum.defined() ? sum.to(at::kCPU) : sum;
   });
   return result;
 }
@@ -242,12 +273,14 @@ std::vector<float> Network::Infer(
     }
   }
   const int64_t columns = width(h);
+  const Parts parts = PartsFor(h);
   std::vector<float> out(sequences.size() * columns);
   workers_->Run(static_cast<int>(bounds.size()) - 1, [&](int b) {
     const at::NoGradGuard no_grad;
     const auto batch = absl::MakeConstSpan(sorted).subspan(
         bounds[b], bounds[b + 1] - bounds[b]);
-    const at::Tensor rows = Run(h, batch, /*dropout=*/nullptr).contiguous();
+    const at::Tensor rows =
+        Run(parts, h, batch, /*dropout=*/nullptr).to(at::kCPU).contiguous();
     const float* row = rows.data_ptr<float>();
     for (size_t i = bounds[b]; i < bounds[b + 1]; ++i, row += columns) {
       std::copy(row, row + columns, out.begin() + order[i] * columns);

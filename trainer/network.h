@@ -19,6 +19,7 @@
 #include "model/safetensors.h"
 #include "model/tokenizer.h"
 #include "trainer/inference.h"
+#include "trainer/pass_device.h"
 #include "trainer/workers.h"
 #include "vitrine/internal/manifest.pb.h"
 
@@ -38,7 +39,7 @@ class Network : public Inference {
   // `workers` outlives the network.
   static absl::StatusOr<std::unique_ptr<Network>> Create(
       const Checkpoint& checkpoint, const std::vector<internal::Head>& heads,
-      bool bf16, Workers* workers);
+      bool bf16, Workers* workers, PassDevice device = {});
   // A fresh encoder without heads.
   static std::unique_ptr<Network> Random(const EncoderConfig& config,
                                          uint64_t seed);
@@ -78,7 +79,8 @@ class Network : public Inference {
   // The loss of head `h`'s raw outputs, (sequences, width) fp32, as a scalar.
   using LossFunction = std::function<at::Tensor(const at::Tensor& outputs)>;
 
-  // Runs the sequences with dropout, each worker a share of them, and sets the
+  // Runs the sequences with dropout, each worker a share of them (on a GPU one
+  // has all), and sets the
   // parameters' gradients to those of `weight` times the loss. Returns the
   // loss; where that is not finite, gradients are left as they were.
   double ForwardBackward(int h, absl::Span<const Encoding* const> sequences,
@@ -96,10 +98,15 @@ class Network : public Inference {
  private:
   Network();
 
-  at::Tensor Run(int h, absl::Span<const Encoding* const> sequences,
+  // What a pass goes through, in place or copied to the device.
+  struct Parts;
+  Parts PartsFor(int h) const;
+  at::Tensor Run(const Parts& parts, int h,
+                 absl::Span<const Encoding* const> sequences,
                  Dropout* dropout) const;
 
   bool bf16_ = false;
+  PassDevice device_;
   int32_t pad_id_ = 0;
   int longest_padding_ = 0;  // 0: no padding
   Workers* workers_ = nullptr;

@@ -115,6 +115,7 @@ class Run {
   bool save_due_ = false;                    // after this step
   std::vector<float> gradients_;             // all of them, side by side
 
+  PassDevice device_;
   std::unique_ptr<Workers> workers_;
   std::unique_ptr<SourceModel> source_;  // null: random weights
   std::string tokenizer_folder_;
@@ -297,8 +298,8 @@ absl::Status Run::MakeStage() {
   training_config_.hidden_dropout = training_config_.attention_dropout =
       options_.dropout;
   const StageSettings settings = {
-      options_,     training_config_, *tokenizer_,     source_.get(),
-      report_.bf16, workers_.get(),   processes_.get()};
+      options_,     training_config_, *tokenizer_,      source_.get(),
+      report_.bf16, workers_.get(),   processes_.get(), device_};
   ASSIGN_OR_RETURN(stage_, options_.stage == Stage::kMlm ? NewMlmStage(settings)
                            : options_.stage == Stage::kContrastive
                                ? NewContrastiveStage(settings)
@@ -373,8 +374,9 @@ absl::StatusOr<std::string> Run::Fingerprint() const {
   for (const int64_t value :
        {static_cast<int64_t>(o.schedule), int64_t{o.pooling},
         int64_t{o.max_tokens}, int64_t{o.batch_tokens}, int64_t{o.share_tokens},
-        total_steps_, static_cast<int64_t>(o.seed), int64_t{report_.bf16},
-        int64_t{workers_->count()}, int64_t{at::get_num_threads()}}) {
+        total_steps_, static_cast<int64_t>(o.seed), int64_t{device_.cuda()},
+        int64_t{report_.bf16}, int64_t{workers_->count()},
+        int64_t{at::get_num_threads()}}) {
     absl::StrAppend(&text, "|", value);
   }
   if (processes_ != nullptr) {
@@ -786,6 +788,7 @@ std::string Description(const PretrainOptions& o, const PretrainReport& r) {
       {"hard_negatives", o.hard_negatives},
       {"held_out_share", o.held_out_share},
       {"seed", o.seed},
+      {"device", r.device},
       {"bf16", r.bf16},
       {"processes", o.processes.size},
       {"workers", r.workers}};
@@ -833,7 +836,9 @@ absl::Status Run::WriteResult() {
 
 absl::StatusOr<PretrainReport> Run::Work() {
   if (IsFirst()) RETURN_IF_ERROR(CheckOut());
-  report_.bf16 = options_.bf16.value_or(ProcessorHasBf16());
+  ASSIGN_OR_RETURN(device_, ChoosePassDevice(options_.device));
+  report_.device = device_.name();
+  report_.bf16 = options_.bf16.value_or(device_.cuda() || ProcessorHasBf16());
   workers_ = std::make_unique<Workers>(
       SetUpThreads(options_.threads, report_.bf16, kAllProducts));
   report_.workers = workers_->count();

@@ -16,6 +16,7 @@
 #include "trainer/process_group.h"
 #include "trainer/schedule.h"
 #include "trainer/text_documents.h"
+#include "vitrine/internal/config.pb.h"
 #include "vitrine/internal/manifest.pb.h"
 
 namespace vitrine {
@@ -74,7 +75,8 @@ struct PretrainOptions {
   double beta2 = 0.98;
   double dropout = 0;  // while pre-training; config.json asks fit for 0.1
   uint64_t seed = 1;
-  std::optional<bool> bf16;  // none: where the processor gains by it
+  internal::Device device = internal::DEVICE_AUTO;  // of passes
+  std::optional<bool> bf16;  // none: where the device gains by it
   int threads = 0;           // 0: as many as processors
   // That train together; all of them get the same options but for the rank.
   // Process 0 alone writes: checkpoints, plots, the result.
@@ -102,6 +104,7 @@ struct PretrainReport {
   int64_t candidates = 0;
   std::string data_digest;
   bool bf16 = false;
+  std::string device;  // "cpu", "cuda"
   int workers = 0;
 
   int64_t steps = 0, total_steps = 0;

@@ -8,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "base/status_macros.h"
 #include "trainer/commands.h"
+#include "trainer/pass_device.h"
 #include "trainer/pretrain.h"
 #include "trainer/pretrain_progress.h"
 #include "trainer/progress.h"
@@ -63,7 +64,7 @@ struct PretrainFlags {
   std::string stage = "mlm";
   std::string pooling = "cls";
   std::string schedule = "cosine";
-  std::string bf16 = "auto";
+  std::string device = "auto", bf16 = "auto";
   std::string save_dtype = "f32";
   std::string recipe;
 };
@@ -107,6 +108,7 @@ void Resolve(const CLI::App& command, PretrainFlags* flags) {
   options.schedule = flags->schedule == "linear"   ? Schedule::kLinear
                      : flags->schedule == "cosine" ? Schedule::kCosine
                                                    : Schedule::kConstant;
+  options.device = DeviceOf(flags->device);
   if (flags->bf16 != "auto") options.bf16 = flags->bf16 == "on";
   options.save_f16 = flags->save_dtype == "f16";
 }
@@ -206,8 +208,11 @@ void AddTrainingOptions(CLI::App* command, PretrainFlags* flags) {
   add("--evaluate-tokens", o->evaluate_tokens,
       "Trained on between two evaluations");
   add("--seed", o->seed, "Of weights, order and masks");
+  add("--device", flags->device,
+      "Of passes: auto, cpu or cuda (of several GPUs that of LOCAL_RANK)")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   add("--bf16", flags->bf16,
-      "bf16 products: on, off, or auto (on where the processor has them)")
+      "bf16 products: on, off, or auto (on where the device has them)")
       ->check(CLI::IsMember({"auto", "on", "off"}));
   add("--threads", o->threads,
       "0: one for each processor; of each process, where there are several");

@@ -14,14 +14,14 @@ void PretrainPrinter::OnPhase(const std::string& what) {
 void PretrainPrinter::OnStart(const PretrainReport& report) {
   absl::FPrintF(
       out_,
-      "%d layers of %d, %d pieces, %.2fM parameters; products in %s, %d "
-      "workers\n"
+      "%d layers of %d, %d pieces, %.2fM parameters; products in %s on %s, "
+      "%d workers\n"
       "%d documents, %d sequences of %.1f tokens on average, %.2fM tokens; "
       "%d tokens held out; %d steps\n",
       report.config.num_layers, report.config.hidden_size,
       report.config.vocab_size, report.parameters / 1e6,
-      report.bf16 ? "bf16" : "fp32", report.workers, report.documents,
-      report.sequences,
+      report.bf16 ? "bf16" : "fp32", report.device, report.workers,
+      report.documents, report.sequences,
       static_cast<double>(report.corpus_tokens) / report.sequences,
       report.corpus_tokens / 1e6, report.held_out_tokens, report.total_steps);
   for (const std::string& warning : report.warnings) {

@@ -185,6 +185,7 @@ std::string ReportToJson(const FineTuneReport& report,
   json["resumed_step"] = report.resumed_step;
   json["seconds"] = report.seconds;
   json["examples_per_second"] = report.examples_per_second;
+  json["device"] = report.device;
   json["bf16"] = report.bf16;
   json["heads"] = Json::array();
   for (const HeadReport& head : report.heads) {

@@ -8,8 +8,26 @@
 
 namespace vitrine {
 
+SoftmaxLoss SoftmaxByOperators(const std::vector<int64_t>& targets,
+                               at::Tensor* logits) {
+  const at::Tensor all = at::tensor(targets, at::kLong).to(logits->device());
+  const at::Tensor counts = all.ge(0).unsqueeze(1);
+  const at::Tensor target = all.clamp_min(0).unsqueeze(1);
+  const at::Tensor log = at::log_softmax(*logits, 1, at::kFloat);
+  SoftmaxLoss sum;
+  sum.loss = -(log.gather(1, target) * counts).sum().item<double>();
+  sum.found = (log.argmax(1, /*keepdim=*/true).eq(target) & counts)
+                  .sum()
+                  .item<int64_t>();
+  const at::Tensor one = at::ones_like(target, log.options());
+  *logits = (log.exp().scatter_add_(1, target, -one) * counts)
+                .to(logits->scalar_type());
+  return sum;
+}
+
 SoftmaxLoss SoftmaxCrossEntropy(const std::vector<int64_t>& targets,
                                 at::Tensor* logits) {
+  if (!logits->is_cpu()) return SoftmaxByOperators(targets, logits);
   SoftmaxLoss sum;
   const auto rows = static_cast<int64_t>(targets.size());
   const int64_t classes = logits->size(1);

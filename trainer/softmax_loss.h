@@ -18,8 +18,11 @@ struct SoftmaxLoss {
 
 // `logits`, (rows, classes) fp32 or bf16, contiguous, become the gradient of
 // the summed loss by them. targets[r] is row r's class; -1: the row counts for
-// nothing, and its gradient is 0. Any thread.
+// nothing, and its gradient is 0. Any thread. On a GPU by LibTorch's operators.
 SoftmaxLoss SoftmaxCrossEntropy(const std::vector<int64_t>& targets,
                                 at::Tensor* logits);
+// What it is there, on any device.
+SoftmaxLoss SoftmaxByOperators(const std::vector<int64_t>& targets,
+                               at::Tensor* logits);
 
 }  // namespace vitrine

@@ -12,6 +12,7 @@
 #include "model/bert.h"
 #include "tests/testing/temp_folder.h"
 #include "tests/testing/tiny_model.h"
+#include "trainer/softmax_loss.h"
 
 namespace vitrine {
 namespace {
@@ -31,9 +32,9 @@ class MlmNetworkTest : public ::testing::Test {
     checkpoint_.config.hidden_dropout = checkpoint_.config.attention_dropout =
         0;
   }
-  std::unique_ptr<MlmNetwork> Load(bool bf16) {
-    auto network =
-        MlmNetwork::Load(folder_.path(), checkpoint_, 3, bf16, &workers_);
+  std::unique_ptr<MlmNetwork> Load(bool bf16, PassDevice device = {}) {
+    auto network = MlmNetwork::Load(folder_.path(), checkpoint_, 3, bf16,
+                                    &workers_, device);
     EXPECT_TRUE(network.ok()) << network.status();
     (*network)->StartTraining(1);
     return *std::move(network);
@@ -184,6 +185,50 @@ TEST_F(MlmNetworkTest, EvaluationIsTheTrainingLossAndCountsWhatIsFound) {
   EXPECT_NEAR(evaluated.loss, trained.loss, 1e-5 * trained.loss);
   EXPECT_EQ(evaluated.places, trained.places);
   EXPECT_EQ(evaluated.found, trained.found);
+}
+
+// As on a GPU, but the copies are on the CPU.
+TEST_F(MlmNetworkTest, PassesOnCopiesGiveTheSame) {
+  checkpoint_.config.hidden_dropout = 0.1;
+  const std::vector<MaskedBatch> batches = {Pack({Text(7), Text(12)})};
+  for (const bool bf16 : {false, true}) {
+    const auto here = Load(bf16);
+    const auto there = Load(bf16, {PassDevice::Kind::kCpuCopy});
+    for (int step = 0; step < 2; ++step) {
+      const MaskedLoss a = here->ForwardBackward(batches);
+      const MaskedLoss b = there->ForwardBackward(batches);
+      EXPECT_EQ(a.loss, b.loss);
+      EXPECT_EQ(a.found, b.found);
+      const auto ours = here->parameters(), theirs = there->parameters();
+      ASSERT_EQ(ours.size(), theirs.size());
+      for (size_t i = 0; i < ours.size(); ++i) {
+        ASSERT_TRUE(theirs[i].second.grad().defined()) << theirs[i].first;
+        EXPECT_TRUE(at::equal(ours[i].second.grad(), theirs[i].second.grad()))
+            << ours[i].first;
+        // What the optimizer changes, the next pass sees.
+        const at::NoGradGuard no_grad;
+        at::Tensor(ours[i].second).add_(ours[i].second.grad(), -0.1);
+        at::Tensor(theirs[i].second).add_(theirs[i].second.grad(), -0.1);
+      }
+    }
+    EXPECT_EQ(here->Evaluate(batches).loss, there->Evaluate(batches).loss);
+  }
+}
+
+TEST(SoftmaxLossTest, OperatorsGiveWhatTheFusedPassDoes) {
+  const std::vector<int64_t> targets = {2, -1, 0, 4, -1};
+  const at::Tensor logits = at::randn({5, 7}) * 3;
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    at::Tensor fused = logits.to(type, false, /*copy=*/true);
+    at::Tensor plain = fused.clone();
+    const SoftmaxLoss a = SoftmaxCrossEntropy(targets, &fused);
+    const SoftmaxLoss b = SoftmaxByOperators(targets, &plain);
+    EXPECT_NEAR(a.loss, b.loss, 1e-4);
+    EXPECT_EQ(a.found, b.found);
+    EXPECT_EQ(plain.scalar_type(), type);
+    EXPECT_TRUE(at::allclose(fused.to(at::kFloat), plain.to(at::kFloat),
+                             /*rtol=*/1e-2, /*atol=*/1e-6));
+  }
 }
 
 }  // namespace
