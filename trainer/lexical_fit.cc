@@ -12,7 +12,7 @@
 namespace vitrine {
 namespace {
 
-constexpr size_t kMostPairs = 1 << 20;
+constexpr size_t kMostPairs = 1 << 19;
 constexpr size_t kMostNgrams = 1 << 22;
 
 constexpr double kRidge = 10;
@@ -193,22 +193,29 @@ std::vector<double> NdcgOfQueries(absl::Span<const int32_t> query,
 
 }  // namespace
 
-LexicalTable FitLexical(absl::Span<const TokenPair> pairs,
-                        absl::Span<const float> targets,
-                        absl::Span<const float> weights,
+LexicalTable FitLexical(absl::Span<const TokenPair> all_pairs,
+                        absl::Span<const float> all_targets,
+                        absl::Span<const float> all_weights,
                         const std::atomic<bool>* stop) {
-  const size_t count = std::min(pairs.size(), kMostPairs);
-  pairs = pairs.subspan(0, count);
+  const size_t count = std::min(all_pairs.size(), kMostPairs);
+  std::vector<TokenPair> pairs(count);
+  std::vector<float> targets(count), weights(count);
+  for (size_t i = 0; i < count; ++i) {
+    const size_t row = i * all_pairs.size() / count;  // evenly spread
+    pairs[i] = all_pairs[row];
+    targets[i] = all_targets[row];
+    weights[i] = all_weights[row];
+  }
   LexicalTable table;
   NgramCounter counter;
-  double item_tokens = 0, mean = 0, all = 0;
+  double item_tokens = 0, mean = 0, weight = 0;
   for (size_t i = 0; i < count; ++i) {
     counter.AddText({pairs[i].query, pairs[i].item});
     item_tokens += static_cast<double>(pairs[i].item.size());
     mean += weights[i] * targets[i];
-    all += weights[i];
+    weight += weights[i];
   }
-  mean /= all;
+  mean /= weight;
   counter.Finish(kMostNgrams, &table.ngrams, &table.idf);
   table.unlisted_idf = counter.Idf(1);
   table.item_tokens = static_cast<float>(

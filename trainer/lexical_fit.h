@@ -20,9 +20,9 @@ struct TokenPair {
 
 // Ridge regression of targets[i], the grade of pairs[i] mapped to [0, 1], which
 // counts weights[i] times, on the n-grams of two pairs or more and on the
-// overlap of query and item. Values are around 0. Of a million pairs at most.
-// The mixture is left as it is. Soon after `stop` (null: there is none) is
-// set, returns with weights that are not yet right.
+// overlap of query and item. Values are around 0. Of half a million pairs at
+// most. The mixture is left as it is. Soon after `stop` (null: there is none)
+// is set, returns with weights that are not yet right.
 LexicalTable FitLexical(absl::Span<const TokenPair> pairs,
                         absl::Span<const float> targets,
                         absl::Span<const float> weights,
