@@ -67,9 +67,12 @@ def split(folders, name, fields, key):
 
 
 def write(path, rows):
-    with open(path, "w", encoding="utf-8") as file:
+    """Whole at once: who reads what was there before goes on reading it."""
+    new = "%s.new" % path
+    with open(new, "w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    os.replace(new, path)
 
 
 def share(rows, key, part, seed=1):

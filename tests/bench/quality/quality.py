@@ -58,7 +58,7 @@ class Bench:
         self.results = self.work / "results"
         self.results.mkdir(parents=True, exist_ok=True)
         self.pool = concurrent.futures.ThreadPoolExecutor(options.jobs)
-        self.lock = threading.Lock()  # of the log, and of folder_locks
+        self.lock = threading.Lock()  # of the log, texts and folder_locks
         self.folder_locks = {}
 
     def say(self, text):
@@ -310,9 +310,8 @@ class Bench:
     # ---- Few labels ----
 
     def few_labels(self):
-        """{task: {"metric", column: [its values for each of PARTS]}}"""
         running = {}
-        for name, metric in tasks.FEW_LABELS.items():
+        for name in tasks.FEW_LABELS:
             task = tasks.TASKS[name](self.folders)
             columns = {"classical": None, "scratch": (), "starter": ()}
             if task.kind == "classification":
@@ -327,6 +326,7 @@ class Bench:
                     self.pool.submit(self.measure, task, column, part, seed,
                                      extra=more + columns[column])
                     for seed in (range(1, 6) if part < 1 else (1,))]
+        # {task: {"metric", column: [its values for each of PARTS]}}
         curves = {}
         for (name, column, _), futures in running.items():
             metric = tasks.FEW_LABELS[name]
