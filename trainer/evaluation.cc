@@ -313,6 +313,22 @@ double AveragePrecision(double relevant, std::vector<RankedRow> rows) {
   return found == 0 ? 0 : sum / found;
 }
 
+std::vector<std::vector<RankedRow>> RowsByQuery(
+    absl::Span<const int32_t> query, absl::Span<const RankedRow> rows) {
+  std::vector<std::vector<RankedRow>> queries;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (query[i] >= queries.size()) queries.resize(query[i] + 1);
+    queries[query[i]].push_back(rows[i]);
+  }
+  return queries;
+}
+
+bool GradesDiffer(absl::Span<const RankedRow> rows) {
+  return std::any_of(rows.begin(), rows.end(), [&rows](const RankedRow& row) {
+    return row.gain_grade != rows.front().gain_grade;
+  });
+}
+
 Evaluation EvaluateRelevance(absl::Span<const int32_t> query,
                              absl::Span<const RankedRow> rows, double range,
                              bool probabilities) {
@@ -321,10 +337,8 @@ Evaluation EvaluateRelevance(absl::Span<const int32_t> query,
   Measure rmse{"rmse", Form::kRootMean, /*lower_is_better=*/true};
   Measure ece{"ece", Form::kCalibration, /*lower_is_better=*/true};
   Measure kappa{"kappa", Form::kKappa};
-  std::vector<std::vector<RankedRow>> queries;
+  const std::vector<std::vector<RankedRow>> queries = RowsByQuery(query, rows);
   for (size_t i = 0; i < rows.size(); ++i) {
-    if (query[i] >= queries.size()) queries.resize(query[i] + 1);
-    queries[query[i]].push_back(rows[i]);
     const double probability = Sigmoid(rows[i].score);
     const double error = range * probability - rows[i].gain_grade;
     AddToMean(query[i], error * error, &rmse);
@@ -335,11 +349,7 @@ Evaluation EvaluateRelevance(absl::Span<const int32_t> query,
   const double relevant = range / 2;
   for (int32_t q = 0; q < queries.size(); ++q) {
     const std::vector<RankedRow>& of = queries[q];
-    const bool differ =
-        std::any_of(of.begin(), of.end(), [&of](const RankedRow& row) {
-          return row.gain_grade != of.front().gain_grade;
-        });
-    if (!differ) continue;
+    if (!GradesDiffer(of)) continue;
     AddToMean(q, NdcgAt(kDepth, of), &ndcg);
     AddToMean(q, ReciprocalRank(relevant, of), &mrr);
     AddToMean(q, AveragePrecision(relevant, of), &map);

@@ -130,6 +130,13 @@ struct RankedRow {
 // that a constant score gives a random order, the same in every run.
 uint64_t TieOf(absl::string_view query, absl::string_view item_id);
 
+// The rows of each query; query[i] is that of rows[i], from 0.
+std::vector<std::vector<RankedRow>> RowsByQuery(
+    absl::Span<const int32_t> query, absl::Span<const RankedRow> rows);
+
+// Whether there is an order to get right.
+bool GradesDiffer(absl::Span<const RankedRow> rows);
+
 // Sum over the first `k` of (2^grade - 1) / log2(rank + 1), rank from 1, over
 // that of the best order. Rows must hold two different grades.
 double NdcgAt(int k, std::vector<RankedRow> rows);

@@ -175,18 +175,9 @@ ScaleAndBias FitScale(absl::Span<const double> logits,
 // How well each query with two different grades is ranked.
 std::vector<double> NdcgOfQueries(absl::Span<const int32_t> query,
                                   absl::Span<const RankedRow> rows) {
-  std::vector<std::vector<RankedRow>> queries;
-  for (size_t i = 0; i < rows.size(); ++i) {
-    if (query[i] >= queries.size()) queries.resize(query[i] + 1);
-    queries[query[i]].push_back(rows[i]);
-  }
   std::vector<double> out;
-  for (std::vector<RankedRow>& of : queries) {
-    const bool differ =
-        std::any_of(of.begin(), of.end(), [&of](const RankedRow& row) {
-          return row.gain_grade != of.front().gain_grade;
-        });
-    if (differ) out.push_back(NdcgAt(kDepth, std::move(of)));
+  for (std::vector<RankedRow>& of : RowsByQuery(query, rows)) {
+    if (GradesDiffer(of)) out.push_back(NdcgAt(kDepth, std::move(of)));
   }
   return out;
 }

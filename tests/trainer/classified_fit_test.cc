@@ -34,12 +34,6 @@ constexpr char kFile[] = "classifier.ngrams.safetensors";
 
 const std::atomic<bool> kGoOn{false};
 
-std::vector<std::string> Names(const std::vector<Baseline>& baselines) {
-  std::vector<std::string> names;
-  for (const Baseline& baseline : baselines) names.push_back(baseline.name);
-  return names;
-}
-
 // 400 texts of six words in any order; "home" right after "red" is one label,
 // the other words the same in both. Random weights that stay as they are tell
 // little of that.

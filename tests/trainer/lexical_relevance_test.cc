@@ -30,12 +30,6 @@ constexpr char kFile[] = "relevance.lexical.safetensors";
 
 const std::atomic<bool> kGoOn{false};
 
-std::vector<std::string> Names(const std::vector<Baseline>& baselines) {
-  std::vector<std::string> names;
-  for (const Baseline& baseline : baselines) names.push_back(baseline.name);
-  return names;
-}
-
 // The small shop's queries; random weights that stay as they are tell little of
 // what answers them, words that both have tell all.
 class LexicalRelevanceTest : public ::testing::Test {

@@ -160,4 +160,10 @@ double Value(const std::vector<MetricValue>& metrics, const std::string& name) {
   return 0;
 }
 
+std::vector<std::string> Names(const std::vector<Baseline>& baselines) {
+  std::vector<std::string> names;
+  for (const Baseline& baseline : baselines) names.push_back(baseline.name);
+  return names;
+}
+
 }  // namespace vitrine

@@ -41,6 +41,8 @@ class SmallShop {
 absl::StatusOr<FineTuneReport> Fit(const FineTuneOptions& options,
                                    FineTuneListener* listener = nullptr);
 
+std::vector<std::string> Names(const std::vector<Baseline>& baselines);
+
 // The metric of that name; fails the test where there is none.
 double Value(const std::vector<MetricValue>& metrics, const std::string& name);
 
