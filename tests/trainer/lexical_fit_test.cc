@@ -88,7 +88,8 @@ struct HeldOut {
     return Of(mixture).metrics()[0].value;
   }
   double Rmse(const LexicalMixture& mixture) const {
-    for (const MetricValue& metric : Of(mixture).metrics()) {
+    const Evaluation evaluation = Of(mixture);
+    for (const MetricValue& metric : evaluation.metrics()) {
       if (metric.name == "rmse") return metric.value;
     }
     ADD_FAILURE();
