@@ -5,7 +5,7 @@ NAMES = {"ndcg@10": "NDCG@10", "hr@10": "HR@10", "rmse": "RMSE",
          "false_alarms@95": "false alarms at 95% recall", "ece": "ECE"}
 LOWER_IS_BETTER = ("rmse", "false_alarms@95", "ece")
 COMPARED = ("classical", "scratch", "starter", "domain")
-# "alone": the encoder without the n-grams beside it.
+# "alone": the encoder without the linear model beside it.
 CURVES = ("classical", "scratch", "starter", "scratch alone", "starter alone")
 
 

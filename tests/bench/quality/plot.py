@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 import markdown  # noqa: E402
 
 COLOURS = {"classical": "#888888", "scratch": "#d08020", "starter": "#2060c0"}
-STYLES = {"alone": ":"}  # of the encoder without n-grams; else a solid line
+STYLES = {"alone": ":"}  # without the linear model beside it; else solid
 
 
 def few_labels(curves, parts, path):

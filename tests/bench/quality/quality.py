@@ -313,10 +313,8 @@ class Bench:
         running = {}
         for name in tasks.FEW_LABELS:
             task = tasks.TASKS[name](self.folders)
-            columns = {"classical": None, "scratch": (), "starter": ()}
-            if task.kind == "classification":
-                columns["scratch alone"] = ALONE
-                columns["starter alone"] = ALONE
+            columns = {"classical": None, "scratch": (), "starter": (),
+                       "scratch alone": ALONE, "starter alone": ALONE}
             for part, column in itertools.product(PARTS, columns):
                 # Fewer rows, more times through them.
                 more = ("--epochs", EPOCHS[part]) if part < 1 else ()
