@@ -67,11 +67,7 @@ absl::StatusOr<CooccurrenceTable> ReadTable(const Safetensors& file) {
   ASSIGN_OR_RETURN(table.neighbours, ReadRawInts(file, "neighbours"));
   ASSIGN_OR_RETURN(table.weights, ReadRawFloats(file, "weights"));
   ASSIGN_OR_RETURN(const std::vector<float> mixture,
-                   ReadRawFloats(file, "mixture"));
-  if (mixture.size() != 5) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("mixture: ", mixture.size(), " numbers, not 5"));
-  }
+                   ReadRawNumbers(file, "mixture", 5));
   table.mixture = {mixture[0], mixture[1], mixture[2], mixture[3], mixture[4]};
   return table;
 }
@@ -148,14 +144,7 @@ absl::StatusOr<std::unique_ptr<const Cooccurrence>> Cooccurrence::Create(
 
 absl::StatusOr<std::unique_ptr<const Cooccurrence>> Cooccurrence::Open(
     const std::string& path) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<Safetensors> file,
-                   OpenSafetensors(path));
-  absl::StatusOr<CooccurrenceTable> table = ReadTable(*file);
-  if (!table.ok()) return Annotate(table.status(), path);
-  absl::StatusOr<std::unique_ptr<const Cooccurrence>> counts =
-      Create(*std::move(table));
-  if (!counts.ok()) return Annotate(counts.status(), path);
-  return counts;
+  return OpenRaw<Cooccurrence>(path, ReadTable);
 }
 
 absl::Status Cooccurrence::Write(const std::string& path) const {

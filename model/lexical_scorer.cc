@@ -14,17 +14,6 @@ namespace {
 constexpr double kBm25K1 = 1.2, kBm25B = 0.75;
 constexpr double kBm25Scale = 25;
 
-absl::StatusOr<std::vector<float>> ReadNumbers(const Safetensors& file,
-                                               const std::string& name,
-                                               size_t count) {
-  ASSIGN_OR_RETURN(std::vector<float> numbers, ReadRawFloats(file, name));
-  if (numbers.size() != count) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(name, ": ", numbers.size(), " numbers, not ", count));
-  }
-  return numbers;
-}
-
 absl::StatusOr<LexicalTable> ReadTable(const Safetensors& file) {
   RETURN_IF_ERROR(
       CheckRawNames(file, {"ngrams", "idf", "statistics", "query_weights",
@@ -34,14 +23,15 @@ absl::StatusOr<LexicalTable> ReadTable(const Safetensors& file) {
   ASSIGN_OR_RETURN(table.idf, ReadRawFloats(file, "idf"));
   ASSIGN_OR_RETURN(table.query_weights, ReadRawFloats(file, "query_weights"));
   ASSIGN_OR_RETURN(table.item_weights, ReadRawFloats(file, "item_weights"));
-  ASSIGN_OR_RETURN(const auto statistics, ReadNumbers(file, "statistics", 2));
+  ASSIGN_OR_RETURN(const auto statistics,
+                   ReadRawNumbers(file, "statistics", 2));
   table.unlisted_idf = statistics[0];
   table.item_tokens = statistics[1];
-  ASSIGN_OR_RETURN(const auto overlap, ReadNumbers(file, "overlap", 3));
+  ASSIGN_OR_RETURN(const auto overlap, ReadRawNumbers(file, "overlap", 3));
   table.overlap = {overlap[0], overlap[1], overlap[2]};
-  ASSIGN_OR_RETURN(const auto bias, ReadNumbers(file, "bias", 1));
+  ASSIGN_OR_RETURN(const auto bias, ReadRawNumbers(file, "bias", 1));
   table.bias = bias[0];
-  ASSIGN_OR_RETURN(const auto mixture, ReadNumbers(file, "mixture", 3));
+  ASSIGN_OR_RETURN(const auto mixture, ReadRawNumbers(file, "mixture", 3));
   table.mixture = {mixture[0], mixture[1], mixture[2]};
   return table;
 }
@@ -91,14 +81,7 @@ absl::StatusOr<std::unique_ptr<const LexicalScorer>> LexicalScorer::Create(
 
 absl::StatusOr<std::unique_ptr<const LexicalScorer>> LexicalScorer::Open(
     const std::string& path) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<Safetensors> file,
-                   OpenSafetensors(path));
-  absl::StatusOr<LexicalTable> table = ReadTable(*file);
-  if (!table.ok()) return Annotate(table.status(), path);
-  absl::StatusOr<std::unique_ptr<const LexicalScorer>> made =
-      Create(*std::move(table));
-  if (!made.ok()) return Annotate(made.status(), path);
-  return made;
+  return OpenRaw<LexicalScorer>(path, ReadTable);
 }
 
 absl::Status LexicalScorer::Write(const std::string& path) const {

@@ -28,11 +28,7 @@ absl::StatusOr<NgramTable> ReadTable(const Safetensors& file) {
   ASSIGN_OR_RETURN(table.bias, ReadRawFloats(file, "bias"));
   ASSIGN_OR_RETURN(table.weights, ReadRawFloats(file, "weights", 2));
   ASSIGN_OR_RETURN(const std::vector<float> mixture,
-                   ReadRawFloats(file, "mixture"));
-  if (mixture.size() != 2) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("mixture: ", mixture.size(), " numbers, not 2"));
-  }
+                   ReadRawNumbers(file, "mixture", 2));
   table.mixture = {mixture[0], mixture[1]};
   return table;
 }
@@ -84,14 +80,7 @@ absl::StatusOr<std::unique_ptr<const NgramClassifier>> NgramClassifier::Create(
 
 absl::StatusOr<std::unique_ptr<const NgramClassifier>> NgramClassifier::Open(
     const std::string& path) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<Safetensors> file,
-                   OpenSafetensors(path));
-  absl::StatusOr<NgramTable> table = ReadTable(*file);
-  if (!table.ok()) return Annotate(table.status(), path);
-  absl::StatusOr<std::unique_ptr<const NgramClassifier>> made =
-      Create(*std::move(table));
-  if (!made.ok()) return Annotate(made.status(), path);
-  return made;
+  return OpenRaw<NgramClassifier>(path, ReadTable);
 }
 
 absl::Status NgramClassifier::Write(const std::string& path) const {

@@ -57,4 +57,15 @@ absl::StatusOr<std::vector<float>> ReadRawFloats(const Safetensors& file,
   return values;
 }
 
+absl::StatusOr<std::vector<float>> ReadRawNumbers(const Safetensors& file,
+                                                  const std::string& name,
+                                                  size_t count) {
+  ASSIGN_OR_RETURN(std::vector<float> numbers, ReadRawFloats(file, name));
+  if (numbers.size() != count) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, ": ", numbers.size(), " numbers, not ", count));
+  }
+  return numbers;
+}
+
 }  // namespace vitrine

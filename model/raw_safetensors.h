@@ -4,6 +4,7 @@
 // bytes: safetensors.h opens them, as kOther or kI64.
 
 #include <cstdint>
+#include <memory>
 #include <set>
 #include <string>
 #include <utility>
@@ -11,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/status_macros.h"
 #include "model/safetensors.h"
 
 namespace vitrine {
@@ -51,5 +53,24 @@ absl::StatusOr<std::vector<int32_t>> ReadRawInts(const Safetensors& file,
 absl::StatusOr<std::vector<float>> ReadRawFloats(const Safetensors& file,
                                                  const std::string& name,
                                                  size_t dimensions = 1);
+// A list of just `count` of them.
+absl::StatusOr<std::vector<float>> ReadRawNumbers(const Safetensors& file,
+                                                  const std::string& name,
+                                                  size_t count);
+
+// Made::Create() of read(file), the file at `path`; errors name it.
+template <typename Made, typename Read>
+absl::StatusOr<std::unique_ptr<const Made>> OpenRaw(const std::string& path,
+                                                    Read read) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Safetensors> file,
+                   OpenSafetensors(path));
+  const auto make = [&]() -> absl::StatusOr<std::unique_ptr<const Made>> {
+    ASSIGN_OR_RETURN(auto table, read(*file));
+    return Made::Create(std::move(table));
+  };
+  absl::StatusOr<std::unique_ptr<const Made>> made = make();
+  if (!made.ok()) return Annotate(made.status(), path);
+  return made;
+}
 
 }  // namespace vitrine
