@@ -15,7 +15,7 @@ def few_labels(curves, parts, path):
     # Text stays text, and no date: the same figures give the same file.
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "vitrine",
                          "font.size": 10, "font.family": "sans-serif"})
-    figure, axes = plt.subplots(1, len(curves), figsize=(3.4 * len(curves), 3))
+    figure, axes = plt.subplots(1, len(curves), figsize=(3.4 * len(curves), 3.3))
     for axis, (name, curve) in zip(axes, curves.items()):
         for column in (c for c in markdown.CURVES if c in curve):
             arm, _, how = column.partition(" ")
@@ -30,9 +30,12 @@ def few_labels(curves, parts, path):
         axis.set_xscale("log")
         axis.set_xticks(parts, ["%g%%" % (100 * part) for part in parts])
         axis.minorticks_off()
-        axis.set_title("%s, %s" % (name, curve["metric"]), fontsize=10)
+        axis.set_title("%s, %s" % (
+            name, markdown.NAMES.get(curve["metric"], curve["metric"])),
+                       fontsize=10)
         axis.set_xlabel("labels used")
         axis.grid(alpha=0.3)
-    axes[-1].legend(frameon=False)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.09, 1, 1))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center",
+                  ncol=len(markdown.CURVES), frameon=False)
     figure.savefig(path, metadata={"Date": None})
