@@ -172,7 +172,9 @@ void AddTrainingOptions(CLI::App* command, PretrainFlags* flags) {
         ->capture_default_str()
         ->group(kGroup);
   };
-  add("--tokens", o->tokens, "To train on; 0: by --epochs");
+  add("--tokens", o->tokens,
+      "To train on, pairs of crops counted as if they were whole; 0: by "
+      "--epochs");
   add("--epochs", o->epochs, "Times through the texts");
   add("--max-tokens", o->max_tokens,
       "Longest sequence; longer documents are several");
