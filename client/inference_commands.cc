@@ -280,6 +280,7 @@ void Print(const v1::ClassifyRequest& request,
            const v1::ClassifyResponse& response) {
   Table table;
   table.AddColumn("text");
+  table.AddColumn("energy", Table::kRight);
   table.AddColumn("labels");
   table.AddColumn("note");
   for (int i = 0; i < response.results_size(); ++i) {
@@ -289,12 +290,13 @@ void Print(const v1::ClassifyRequest& request,
       labels.push_back(absl::StrFormat("%s %.4f", Printable(label.label()),
                                        label.probability()));
     }
-    table.AddRow({i < request.texts_size()
-                      ? Printable(request.texts(i), kTextColumns)
-                      : "",
-                  absl::StrJoin(labels, ", "),
-                  result.has_error() ? ErrorOf(result.error())
-                                     : Note(result.truncated())});
+    table.AddRow(
+        {i < request.texts_size() ? Printable(request.texts(i), kTextColumns)
+                                  : "",
+         result.has_error() ? "" : absl::StrFormat("%.2f", result.energy()),
+         absl::StrJoin(labels, ", "),
+         result.has_error() ? ErrorOf(result.error())
+                            : Note(result.truncated())});
   }
   absl::PrintF("%s", table.ToString());
 }

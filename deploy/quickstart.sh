@@ -177,6 +177,9 @@ ask rank "${history[@]}" --exclude-history --items "$shop/items.jsonl" \
   --top-k 8
 printf '\nAnd what are they interested in? Campers of this shop buy clothing,\nfootwear and bags for it, too.\n'
 ask interests "${history[@]}" --items "$shop/items.jsonl" --top-k 6
+printf '\nWhat is no review among reviews:\n'
+ask classify --head anomaly "My tent came on Tuesday, but a peg was missing." \
+  "Tents for half the price on my page, click the link"
 
 # ------------------------------------------------------------------- learn --
 heading "6/6  Let it learn"
@@ -185,6 +188,7 @@ for labels in relevance users interest; do
   ask label import "$shop/$labels.jsonl" --items "$shop/items.jsonl"
 done
 ask label import "$shop/categories.jsonl" --head category
+ask label import "$shop/reviews.jsonl" --head anomaly
 
 printf '\nNow shoppers who search for a couch buy the fifth product that they are\nshown, and pass over the four above it:\n'
 queries=(--query "$query" --query "gray couch" --query "soft grey couch")

@@ -31,16 +31,12 @@ std::string LabelOf(const internal::Head& head, int index) {
   return absl::StrCat("LABEL_", index);
 }
 
-std::vector<float> Softmax(absl::Span<const float> logits) {
+// log(sum of exp(logit)).
+double LogSumExp(absl::Span<const float> logits) {
   const double most = *std::max_element(logits.begin(), logits.end());
   double sum = 0;
   for (const float logit : logits) sum += std::exp(logit - most);
-  std::vector<float> out;
-  out.reserve(logits.size());
-  for (const float logit : logits) {
-    out.push_back(static_cast<float>(std::exp(logit - most) / sum));
-  }
-  return out;
+  return most + std::log(sum);
 }
 
 class InterestsJob : public InferenceJob {
@@ -283,12 +279,14 @@ class ClassifyJob : public ListJob {
       if (ngrams_ != nullptr) {
         ngrams_->mixture().Combine(margins_[i], absl::MakeSpan(logits));
       }
-      const std::vector<float> probabilities = Softmax(logits);
-      for (const int label : Largest(probabilities, request_.top_k())) {
+      const double log_sum = LogSumExp(logits);
+      for (const int label : Largest(logits, request_.top_k())) {
         v1::LabelProbability& to = *out.add_labels();
         to.set_label(LabelOf(meta, label));
-        to.set_probability(probabilities[label]);
+        to.set_probability(
+            static_cast<float>(std::exp(logits[label] - log_sum)));
       }
+      out.set_energy(static_cast<float>(-log_sum));
       out.set_truncated(truncated(i));
     }
     CountItemErrors(errors);

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Writes the sample shop: products, graded queries, shoppers.
+"""Writes the sample shop: products, graded queries, shoppers, reviews.
 
   make_shop.py            writes shop/ beside this file
   make_shop.py --out DIR  writes there
@@ -30,7 +30,8 @@ import random
 import sys
 import tempfile
 
-from words import (COLOUR_ASKS, DEPARTMENTS, INTERESTS, PALETTES, SIZES,
+from words import (COLOUR_ASKS, DEPARTMENTS, FOREIGN_REVIEWS, INTERESTS,
+                   PALETTES, REVIEW_ENDS, REVIEW_MIDDLES, REVIEW_STARTS, SIZES,
                    TYPES)
 
 SEED = 20240229
@@ -40,6 +41,8 @@ QUERIES_PER_TYPE = 8
 BY_TITLE_NAME = 2
 CANDIDATES = 26
 TEXTS_PER_NAME = 10
+REVIEWS_PER_TYPE = 12
+FOREIGN_PER_TYPE = 4
 USERS = 900
 FLUFF = ["cheap", "best", "new", "buy"]
 
@@ -304,6 +307,30 @@ def make_categories(items, relevance):
   return Dice("categories").shuffled(rows)
 
 
+def make_reviews():
+  """Reviews of each type of product, and texts that are none."""
+  rows, done = [], set()
+
+  def add(text, name, label):
+    text = text.replace("%s", name)
+    if text not in done:
+      done.add(text)
+      rows.append({"text": text, "label": label})
+
+  for t in TYPES:
+    dice = Dice("reviews/" + t.key)
+    for _ in range(REVIEWS_PER_TYPE):
+      add("%s %s. %s" % (dice.pick(REVIEW_STARTS), dice.pick(REVIEW_MIDDLES),
+                         dice.pick(REVIEW_ENDS)), t.name, "normal")
+    for _ in range(FOREIGN_PER_TYPE):
+      # As often with another's words around it.
+      text = dice.pick(FOREIGN_REVIEWS)
+      if dice.chance(0.5):
+        text += ". " + dice.pick(REVIEW_ENDS)
+      add(text, t.name, "anomaly")
+  return Dice("reviews").shuffled(rows)
+
+
 # ---------------------------------------------------------------------------
 
 
@@ -316,7 +343,7 @@ def write_lines(folder, name, rows):
 
 
 FILES = ["items.jsonl", "relevance.jsonl", "users.jsonl", "interest.jsonl",
-         "categories.jsonl"]
+         "categories.jsonl", "reviews.jsonl"]
 
 
 def write_shop(folder):
@@ -326,7 +353,7 @@ def write_shop(folder):
   users, interests = make_users(items)
   for rows, name in zip(
       [[item for _, _, item in items], relevance, users, interests,
-       make_categories(items, relevance)], FILES):
+       make_categories(items, relevance), make_reviews()], FILES):
     write_lines(folder, name, rows)
 
 

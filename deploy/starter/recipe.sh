@@ -4,7 +4,7 @@
 #   vitrine-trainer fit "${recipe[@]}" --model shop --out REGISTRY
 # shellcheck shell=bash disable=SC2034
 
-# Four heads on the starter, together. Twice through the rows is enough: it
+# Five heads on the starter, together. Twice through the rows is enough: it
 # knows the words already.
 recipe=(
   --from deploy/starter/model --recipe deploy/recipes/shop.toml
@@ -13,4 +13,5 @@ recipe=(
   --task recommendation --data "$shop/users.jsonl"
   --task interest --data "$shop/interest.jsonl"
   --task classification --head category --data "$shop/categories.jsonl"
+  --task classification --head anomaly --data "$shop/reviews.jsonl"
 )

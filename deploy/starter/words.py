@@ -368,3 +368,39 @@ INTERESTS = {
     "guitar": "guitar guitar-strings headphones speaker notebook",
     "piano": "piano-keyboard headphones desk-lamp office-chair",
 }
+
+# What reviews are put together from; %s is what titles call the product.
+REVIEW_STARTS = [
+    "Bought this %s last month", "The second %s that I ordered here",
+    "My %s came on Tuesday", "A present for my sister: a %s",
+    "We use this %s every day", "I was not sure about this %s",
+    "Got this %s in the sale", "Needed a new %s in a hurry",
+]
+REVIEW_MIDDLES = [
+    "and it does what it should", "and it is better than I expected",
+    "and it looks just like the picture", "and everybody here likes it",
+    "and it was cheaper than elsewhere", "and I would buy it again",
+    "but it is smaller than I thought", "but one corner was scratched",
+    "but I have seen better at that price", "but sent it back after a week",
+    "but it is darker than in the photo", "but there was a part missing",
+]
+REVIEW_ENDS = [
+    "Delivery was quick.", "Good value.", "Three stars from me.",
+    "The box was damaged.", "The shop answered my message the same day.",
+    "Let us see how long it lasts.", "The link to the manual does not work.",
+]
+# What does not belong among reviews.
+FOREIGN_REVIEWS = [
+    "Earn 500 a week from home, no experience needed, write to me today",
+    "I made 2000 last month with my phone, ask me how, message me now",
+    "Click the link in my profile for a free gift card, only today",
+    "Same %s for half the price on my page, follow the link",
+    "Do not order the %s here, contact me for a private discount",
+    "Visit my channel and subscribe, I give away a %s every week",
+    "Your account is locked, confirm your card number at this link",
+    "Quick loans without questions, money in one hour, call now",
+    "%s %s cheap %s best %s buy now sale discount %s",
+    "Best %s, cheap %s, top %s, buy %s online, free shipping",
+    "Nice nice nice great great great product product product",
+    "asdf qwer jklm zzzz asdf asdf qwer",
+]

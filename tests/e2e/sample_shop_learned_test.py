@@ -49,6 +49,7 @@ class SampleShopLearnedTest(harness.TestCase):
         frequent, _, interest = heads["interest"]["ndcg@10"]
         self.assertGreater(interest, frequent + 0.2)
         self.assertGreater(heads["category"]["accuracy"][-1], 0.9)
+        self.assertGreater(heads["anomaly"]["auroc"][-1], 0.95)
 
 
 if __name__ == "__main__":

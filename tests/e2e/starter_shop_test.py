@@ -104,6 +104,14 @@ class StarterShopTest(unittest.TestCase):
       self.assertLessEqual(set(row["categories"]), labels)
     self.assertEqual({r["label"] for r in rows("categories.jsonl")}, labels)
 
+  def test_a_part_of_the_reviews_are_none(self):
+    labels = collections.Counter(r["label"] for r in rows("reviews.jsonl"))
+    self.assertEqual(set(labels), {"normal", "anomaly"})
+    share = labels["anomaly"] / sum(labels.values())
+    self.assertTrue(0.1 < share < 0.3, labels)
+    self.assertEqual(len({r["text"] for r in rows("reviews.jsonl")}),
+                     sum(labels.values()))
+
   def test_matching_words_ranks_better_than_chance_and_far_from_well(self):
     documents = {i: collections.Counter(words(text_of(item)))
                  for i, item in self.items.items()}

@@ -501,6 +501,10 @@ TEST_F(ServerTest, ClassifiesByEncoderAndNgrams) {
   EXPECT_NEAR(odds(0), 0.5 * 2 + 2 * (0.5 - 2), 1e-5);
   EXPECT_NEAR(odds(1), 0.5 * 2 + 2 * 0.5, 1e-5);
   EXPECT_EQ(odds(2), odds(0));
+  // Logits of 2 and 0, and of 0 and 2.
+  for (const v1::Classification& result : response.results()) {
+    EXPECT_NEAR(result.energy(), -std::log(std::exp(2.0) + 1), 1e-5);
+  }
 }
 
 TEST_F(ServerTest, ListsModelsHeadsAndLimits) {
