@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/log_sum_exp.h"
 #include "base/status_macros.h"
 #include "server/grpc_status.h"
 
@@ -29,14 +30,6 @@ std::vector<int> Largest(const std::vector<float>& values, int top_k) {
 std::string LabelOf(const internal::Head& head, int index) {
   if (index < head.labels_size()) return head.labels(index);
   return absl::StrCat("LABEL_", index);
-}
-
-// log(sum of exp(logit)).
-double LogSumExp(absl::Span<const float> logits) {
-  const double most = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (const float logit : logits) sum += std::exp(logit - most);
-  return most + std::log(sum);
 }
 
 class InterestsJob : public InferenceJob {

@@ -11,6 +11,7 @@
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
+#include "base/log_sum_exp.h"
 #include "base/status_macros.h"
 #include "nlohmann/json.hpp"
 #include "trainer/catalogue_logits.h"
@@ -52,18 +53,17 @@ Json InterestLine(const HistoryRow& row, const internal::Head& head,
 Json ClassificationLine(const TextRow& row, const internal::Head& head,
                         absl::Span<const float> logits) {
   const auto most = std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (const float logit : logits) sum += std::exp(double{logit} - *most);
+  const double log_sum = LogSumExp(logits);
   Json probabilities = Json::object();
   for (int l = 0; l < head.labels_size(); ++l) {
     probabilities[head.labels(l)] =
-        static_cast<float>(std::exp(double{logits[l]} - *most) / sum);
+        static_cast<float>(std::exp(logits[l] - log_sum));
   }
   return {{"label", row.label},
           {"predicted", head.labels(static_cast<int>(most - logits.begin()))},
           {"probabilities", std::move(probabilities)},
           {"logits", std::vector<float>(logits.begin(), logits.end())},
-          {"energy", static_cast<float>(-(*most + std::log(sum)))}};
+          {"energy", static_cast<float>(-log_sum)}};
 }
 
 Json RecommendationLine(const HistoryRow& row, const Catalogue& catalogue,
