@@ -202,10 +202,7 @@ std::vector<std::pair<std::string, at::Tensor>> Bert::parameters() const {
 
 void Bert::To(const at::Device& device, at::ScalarType dtype) {
   Visit([&](const std::string&, at::Tensor* tensor) {
-    if (tensor->defined()) {
-      *tensor = tensor->detach().to(device, dtype, /*non_blocking=*/false,
-                                    /*copy=*/true);
-    }
+    if (tensor->defined()) *tensor = CopyTo(*tensor, device, dtype);
   });
 }
 

@@ -106,10 +106,7 @@ std::vector<std::pair<std::string, at::Tensor>> TaskHead::parameters() const {
 void TaskHead::To(const at::Device& device, at::ScalarType dtype) {
   for (at::Tensor* tensor :
        {&dense_weight_, &dense_bias_, &out_weight_, &out_bias_}) {
-    if (tensor->defined()) {
-      *tensor = tensor->detach().to(device, dtype, /*non_blocking=*/false,
-                                    /*copy=*/true);
-    }
+    if (tensor->defined()) *tensor = CopyTo(*tensor, device, dtype);
   }
 }
 

@@ -13,4 +13,10 @@ absl::StatusOr<at::Tensor> ToTensor(const TensorView& view) {
   return at::from_blob(values.data(), view.shape, at::kFloat).clone();
 }
 
+at::Tensor CopyTo(const at::Tensor& tensor, const c10::Device& device,
+                  c10::ScalarType dtype) {
+  return tensor.detach().to(device, dtype, /*non_blocking=*/false,
+                            /*copy=*/true);
+}
+
 }  // namespace vitrine

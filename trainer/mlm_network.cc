@@ -171,8 +171,7 @@ MlmNetwork::Parts MlmNetwork::MakeParts() const {
     const at::Device device = ToTorchDevice(device_);
     parts.bert.To(device, at::kFloat);
     for (at::Tensor* const tensor : parts.head.all()) {
-      *tensor = tensor->detach().to(device, at::kFloat, /*non_blocking=*/false,
-                                    /*copy=*/true);
+      *tensor = CopyTo(*tensor, device, at::kFloat);
     }
   }
   for (const auto& [name, tensor] : parts.bert.parameters()) {
