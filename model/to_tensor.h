@@ -1,5 +1,8 @@
 #pragma once
 
+// Tensors of LibTorch from stored ones and from others. One of few headers that
+// include LibTorch.
+
 #include <c10/core/Device.h>
 #include <c10/core/ScalarType.h>
 
