@@ -211,8 +211,7 @@ class ContrastiveStage : public PretrainStage {
       all.narrow(0, begin, count).copy_(own.narrow(0, 0, count));
       all.narrow(0, size + begin, count).copy_(own.narrow(0, count, count));
     }
-    RETURN_IF_ERROR(settings_.processes->Sum(
-        absl::MakeSpan(all.data_ptr<float>(), all.numel())));
+    RETURN_IF_ERROR(settings_.processes->Sum(all));
     if (count == 0) {
       *vectors = all;
       return absl::OkStatus();

@@ -199,7 +199,11 @@ absl::Status Run::Load() {
           Merge(source_->manifest.encoding(), options_.encoding), config_));
   featurizer_ =
       std::make_unique<Featurizer>(*source_->tokenizer, encoding_, config_);
-  ASSIGN_OR_RETURN(device_, ChoosePassDevice(options_.device));
+  if (options_.device.has_value()) {
+    device_ = *options_.device;
+  } else {
+    ASSIGN_OR_RETURN(device_, ChoosePassDevice(internal::DEVICE_AUTO));
+  }
   report_.device = device_.name();
   report_.bf16 = options_.bf16.value_or(device_.cuda() || Bf16Pays(config_));
   if (options_.dropout >= 0) {
@@ -429,29 +433,10 @@ absl::StatusOr<std::string> Run::Fingerprint() const {
 }
 
 std::vector<StateFile> Run::StateFiles() {
-  const auto file = [this](const char* name,
-                           const std::vector<at::Tensor>& tensors) {
-    StateFile out{name, {}};
-    for (size_t i = 0; i < tensors.size(); ++i) {
-      out.tensors.push_back(
-          {trained_names_[i],
-           absl::MakeSpan(tensors[i].data_ptr<float>(), tensors[i].numel())});
-    }
-    return out;
-  };
-  std::vector<StateFile> files = {file("parameters", trained_)};
-  const auto moments = optimizer_->GetState().moments;
-  for (size_t m = 0; m < moments.size(); ++m) {
-    StateFile& out = files.emplace_back();
-    out.name = absl::StrCat("moments", m + 1);
-    // In the optimizer's order, which is by group.
-    for (size_t i = 0; i < moments[m].size(); ++i) {
-      out.tensors.push_back({absl::StrCat(i), moments[m][i]});
-    }
-  }
+  std::vector<StateFile> files = {{"parameters", trained_names_, trained_}};
+  AddMoments(optimizer_.get(), &files);
   if (!best_.empty()) {
-    files.push_back(file("best", best_));
-    files.back().changed = best_changed_;
+    files.push_back({"best", trained_names_, best_, best_changed_});
   }
   return files;
 }

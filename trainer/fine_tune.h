@@ -14,9 +14,9 @@
 #include "trainer/evaluation_report.h"
 #include "trainer/fit_task.h"
 #include "trainer/match_marks.h"
+#include "trainer/pass_device.h"
 #include "trainer/schedule.h"
 #include "trainer/task.h"
-#include "vitrine/internal/config.pb.h"
 #include "vitrine/internal/manifest.pb.h"
 #include "vitrine/v1/admin.pb.h"
 
@@ -48,9 +48,9 @@ struct FineTuneOptions {
   int freeze = -1;
   static constexpr int kFreezeEncoder = 1 << 20;
   uint64_t seed = 1;
-  internal::Device device = internal::DEVICE_AUTO;  // of passes
-  std::optional<bool> bf16;  // none: where the device gains by it
-  int threads = 0;           // 0: as many as processors
+  std::optional<PassDevice> device;  // unset: ChoosePassDevice(DEVICE_AUTO)
+  std::optional<bool> bf16;          // none: where the device gains by it
+  int threads = 0;                   // 0: as many as processors
   bool save_f16 = false;
   RelevanceLoss relevance_loss = RelevanceLoss::kGraded;
   double temperature = 0.05;

@@ -93,7 +93,6 @@ void Resolve(const CLI::App& command, FitFlags* flags) {
     throw CLI::ValidationError(
         "--freeze", flags->freeze + " is neither none, encoder nor a number");
   }
-  options.device = DeviceOf(flags->device);
   if (flags->bf16 != "auto") options.bf16 = flags->bf16 == "on";
   options.co_occurrence = flags->co_occurrence == "auto";
   options.ngrams = flags->ngrams == "auto";
@@ -122,6 +121,8 @@ absl::Status Fit(FitFlags flags) {
   if (!flags.gate.empty()) {
     RETURN_IF_ERROR(ReadTextProto(flags.gate, &flags.options.gate.emplace()));
   }
+  ASSIGN_OR_RETURN(flags.options.device,
+                   ChoosePassDevice(DeviceOf(flags.device)));
   const std::atomic<bool>& stop = StopOnSignal();
   ProgressPrinter printer(stderr);
   ASSIGN_OR_RETURN(const FineTuneReport report,
@@ -198,7 +199,7 @@ void AddTrainingOptions(CLI::App* command, FitFlags* flags) {
   add("--pooling", flags->pooling, "What new heads read: cls or mean")
       ->check(CLI::IsMember({"cls", "mean"}));
   add("--seed", o->seed, "Of order, dropout and new heads");
-  add("--device", flags->device, "Of passes: auto, cpu or cuda")
+  add("--device", flags->device, "auto, cpu or cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   add("--bf16", flags->bf16,
       "bf16 products: on, off, or auto (on where the processor has them and "

@@ -46,12 +46,6 @@ struct MlmNetwork::Head {
   }
 };
 
-struct MlmNetwork::Parts {
-  Bert bert;
-  Head head;
-  std::vector<at::Tensor> parameters;  // in the order of parameters()
-};
-
 namespace {
 
 constexpr char kWords[] = "embeddings.word_embeddings.weight";
@@ -96,6 +90,15 @@ void MlmNetwork::MakeTransform(uint64_t seed) {
   head_->bias = at::zeros({config().vocab_size});
 }
 
+void MlmNetwork::ToDevice() {
+  if (device_.cpu()) return;
+  const at::Device device = ToTorchDevice(device_);
+  bert_->To(device, at::kFloat);
+  for (at::Tensor* const tensor : head_->all()) {
+    *tensor = CopyTo(*tensor, device, at::kFloat);
+  }
+}
+
 std::unique_ptr<MlmNetwork> MlmNetwork::Random(const EncoderConfig& config,
                                                uint64_t seed, bool bf16,
                                                Workers* workers,
@@ -104,6 +107,7 @@ std::unique_ptr<MlmNetwork> MlmNetwork::Random(const EncoderConfig& config,
       new MlmNetwork(std::make_unique<Bert>(Bert::Random(config, seed)), bf16,
                      workers, device));
   network->MakeTransform(seed + 1);
+  network->ToDevice();
   return network;
 }
 
@@ -133,6 +137,7 @@ absl::StatusOr<std::unique_ptr<MlmNetwork>> MlmNetwork::Load(
     }
     ASSIGN_OR_RETURN(*tensor, ToTensor(*view));
   }
+  network->ToDevice();
   return network;
 }
 
@@ -165,56 +170,32 @@ void MlmNetwork::StartTraining(uint64_t seed) {
   }
 }
 
-MlmNetwork::Parts MlmNetwork::MakeParts() const {
-  Parts parts{*bert_, *head_, {}};  // handles
-  if (device_.copies()) {
-    const at::Device device = ToTorchDevice(device_);
-    parts.bert.To(device, at::kFloat);
-    for (at::Tensor* const tensor : parts.head.all()) {
-      *tensor = CopyTo(*tensor, device, at::kFloat);
-    }
-  }
-  for (const auto& [name, tensor] : parts.bert.parameters()) {
-    if (!absl::StartsWith(name, "pooler.")) parts.parameters.push_back(tensor);
-  }
-  for (const at::Tensor* const tensor : parts.head.all()) {
-    parts.parameters.push_back(*tensor);
-  }
-  if (device_.copies()) {
-    for (at::Tensor& tensor : parts.parameters) tensor.set_requires_grad(true);
-  }
-  return parts;
-}
-
 // The hidden places' states, ready for the output layer: (places, hidden).
-at::Tensor MlmNetwork::Transform(const Parts& parts, const MaskedBatch& batch,
+at::Tensor MlmNetwork::Transform(const MaskedBatch& batch,
                                  Dropout* dropout) const {
   const PackedInput input =
       ToPackedInput(batch.batch, config(), ToTorchDevice(device_));
   const at::Tensor states =
-      parts.bert.Forward(input, dropout)
+      bert_->Forward(input, dropout)
           .index_select(0, at::tensor(batch.places).to(input.ids.device()));
-  const Head& head = parts.head;
   const at::Tensor dense =
-      at::gelu(at::linear(states, head.dense_weight, head.dense_bias));
+      at::gelu(at::linear(states, head_->dense_weight, head_->dense_bias));
   return at::layer_norm(dense.to(at::kFloat), {config().hidden_size},
-                        head.norm_weight, head.norm_bias,
+                        head_->norm_weight, head_->norm_bias,
                         config().layer_norm_eps);
 }
 
 MaskedLoss MlmNetwork::ForwardBackward(absl::Span<const MaskedBatch> batches) {
   // Worker w has the batches w, w + workers, …, in order.
-  const int count = std::min<int>(device_.copies() ? 1 : workers_->count(),
+  const int count = std::min<int>(device_.cpu() ? workers_->count() : 1,
                                   static_cast<int>(batches.size()));
-  const Parts model = MakeParts();
   const auto type = bf16_ ? at::kBFloat16 : at::kFloat;
-  // (vocab, hidden)
-  const at::Tensor words = model.parameters[0].detach().to(type);
+  const at::Tensor words = parameters_[0].detach().to(type);  // (vocab, hidden)
   std::vector<MaskedLoss> losses(count);
   std::vector<std::vector<at::Tensor>> gradients(count);
   // The output layer's bias is the last of the parameters, the table the first.
-  const std::vector<at::Tensor> inner(model.parameters.begin(),
-                                      model.parameters.end() - 1);
+  const std::vector<at::Tensor> inner(parameters_.begin(),
+                                      parameters_.end() - 1);
   workers_->Run(count, [&](int w) {
     std::vector<at::Tensor>& sums = gradients[w];
     for (size_t b = w; b < batches.size(); b += count) {
@@ -222,13 +203,13 @@ MaskedLoss MlmNetwork::ForwardBackward(absl::Span<const MaskedBatch> batches) {
       at::Tensor states;
       {
         const Autocast autocast(bf16_, device_.cuda());
-        states = Transform(model, batch, &dropout_[w]);
+        states = Transform(batch, &dropout_[w]);
       }
       at::Tensor by_states, by_words, by_bias;
       {
         const at::NoGradGuard no_grad;
         const at::Tensor x = states.detach().to(type);
-        at::Tensor logits = at::linear(x, words, model.head.bias.to(type));
+        at::Tensor logits = at::linear(x, words, head_->bias.to(type));
         const SoftmaxLoss loss = SoftmaxCrossEntropy(batch.targets, &logits);
         losses[w].loss += loss.loss;
         losses[w].found += loss.found;
@@ -238,7 +219,7 @@ MaskedLoss MlmNetwork::ForwardBackward(absl::Span<const MaskedBatch> batches) {
         by_bias = logits.sum(0, /*keepdim=*/false, at::kFloat);
       }
       std::vector<at::Tensor> parts = torch::autograd::grad(
-          {states}, inner, {by_states}, /*retain_graph=*/c10::nullopt,
+          {states}, inner, {by_states}, /*retain_graph=*/{},
           /*create_graph=*/false, /*allow_unused=*/true);
       parts[0].add_(by_words);
       parts.push_back(by_bias);
@@ -254,7 +235,7 @@ MaskedLoss MlmNetwork::ForwardBackward(absl::Span<const MaskedBatch> batches) {
     const at::NoGradGuard no_grad;
     at::Tensor sum = gradients[0][p];
     for (int w = 1; w < count; ++w) sum.add_(gradients[w][p]);
-    parameters_[p].mutable_grad() = sum.to(at::kCPU);
+    parameters_[p].mutable_grad() = sum;
   });
   MaskedLoss sum;
   for (const MaskedLoss& loss : losses) {
@@ -267,15 +248,13 @@ MaskedLoss MlmNetwork::ForwardBackward(absl::Span<const MaskedBatch> batches) {
 
 MaskedLoss MlmNetwork::Evaluate(absl::Span<const MaskedBatch> batches) const {
   const auto type = bf16_ ? at::kBFloat16 : at::kFloat;
-  const Parts model = MakeParts();
-  const at::Tensor words = model.parameters[0].detach().to(type);
+  const at::Tensor words = parameters().front().second.detach().to(type);
   std::vector<MaskedLoss> losses(batches.size());
   workers_->Run(static_cast<int>(batches.size()), [&](int b) {
     const at::NoGradGuard no_grad;
     const Autocast autocast(bf16_, device_.cuda());
-    at::Tensor logits =
-        at::linear(Transform(model, batches[b], nullptr).to(type), words,
-                   model.head.bias.to(type));
+    at::Tensor logits = at::linear(Transform(batches[b], nullptr).to(type),
+                                   words, head_->bias.to(type));
     const SoftmaxLoss loss = SoftmaxCrossEntropy(batches[b].targets, &logits);
     losses[b] = {loss.loss, batches[b].real_places(), loss.found};
   });

@@ -94,15 +94,12 @@ class MlmNetwork {
  private:
   // The transform and the output layer's bias, in a struct of tensors.
   struct Head;
-  // What a pass goes through, in place or copied to the device.
-  struct Parts;
 
   MlmNetwork(std::unique_ptr<Bert> bert, bool bf16, Workers* workers,
              PassDevice device);
   void MakeTransform(uint64_t seed);
-  Parts MakeParts() const;
-  at::Tensor Transform(const Parts& parts, const MaskedBatch& batch,
-                       Dropout* dropout) const;
+  void ToDevice();
+  at::Tensor Transform(const MaskedBatch& batch, Dropout* dropout) const;
 
   const bool bf16_;
   Workers* const workers_;

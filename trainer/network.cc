@@ -58,13 +58,6 @@ absl::StatusOr<TaskHead> HeadOf(const EncoderConfig& config,
 
 }  // namespace
 
-struct Network::Parts {
-  Bert bert;
-  TaskHead head;
-  std::vector<at::Tensor>
-      parameters;  // those that are trained, as they are here
-};
-
 Network::Network() = default;
 Network::~Network() = default;
 
@@ -76,10 +69,12 @@ absl::StatusOr<std::unique_ptr<Network>> Network::Create(
   network->workers_ = workers;
   network->bf16_ = bf16;
   ASSIGN_OR_RETURN(Bert bert, Bert::FromCheckpoint(checkpoint));
+  if (!device.cpu()) bert.To(ToTorchDevice(device), at::kFloat);
   network->bert_ = std::make_unique<Bert>(std::move(bert));
   for (const internal::Head& head : heads) {
     ASSIGN_OR_RETURN(TaskHead loaded,
                      TaskHead::FromCheckpoint(checkpoint, head));
+    if (!device.cpu()) loaded.To(ToTorchDevice(device), at::kFloat);
     network->heads_.push_back(head);
     network->weights_.push_back(std::make_unique<TaskHead>(std::move(loaded)));
   }
@@ -109,8 +104,12 @@ int Network::FindHead(const std::string& name) const {
 absl::StatusOr<int> Network::PutHead(const internal::Head& head,
                                      uint64_t seed) {
   TaskHead fresh = TaskHead::Random(head, config().hidden_size, seed);
+  const auto to_device = [this](TaskHead* made) {
+    if (!device_.cpu()) made->To(ToTorchDevice(device_), at::kFloat);
+  };
   const int h = FindHead(head.name());
   if (h < 0) {
+    to_device(&fresh);
     heads_.push_back(head);
     weights_.push_back(std::make_unique<TaskHead>(std::move(fresh)));
     return head_count() - 1;
@@ -139,6 +138,7 @@ absl::StatusOr<int> Network::PutHead(const internal::Head& head,
       tensors.push_back(std::move(tensor));
     }
     ASSIGN_OR_RETURN(TaskHead extended, HeadOf(config(), head, tensors));
+    to_device(&extended);
     *weights_[h] = std::move(extended);
   }
   heads_[h] = head;
@@ -160,28 +160,7 @@ std::vector<std::pair<std::string, at::Tensor>> Network::HeadParameters(
   return weights_[h]->parameters();
 }
 
-Network::Parts Network::PartsFor(int h) const {
-  Parts parts{*bert_, *weights_[h], parameters_};  // handles
-  if (!device_.copies()) return parts;
-  const at::Device device = ToTorchDevice(device_);
-  parts.bert.To(device, at::kFloat);
-  parts.head.To(device, at::kFloat);
-  const auto match = [&parts](const auto& here, const auto& there) {
-    for (size_t i = 0; i < here.size(); ++i) {
-      for (at::Tensor& parameter : parts.parameters) {
-        if (!parameter.is_same(here[i].second)) continue;
-        parameter = there[i].second;
-        parameter.set_requires_grad(true);
-      }
-    }
-  };
-  match(bert_->parameters(), parts.bert.parameters());
-  match(weights_[h]->parameters(), parts.head.parameters());
-  return parts;
-}
-
-at::Tensor Network::Run(const Parts& parts, int h,
-                        absl::Span<const Encoding* const> sequences,
+at::Tensor Network::Run(int h, absl::Span<const Encoding* const> sequences,
                         Dropout* dropout) const {
   Batch batch;
   for (const Encoding* const sequence : sequences) {
@@ -196,9 +175,10 @@ at::Tensor Network::Run(const Parts& parts, int h,
       heads_[h].pooling() == internal::POOLING_MEAN ? internal::POOLING_MEAN
                                                     : internal::POOLING_CLS;
   const at::Tensor pooled =
-      Pool(parts.bert.Forward(input, dropout), input.offsets, pooling)
+      Pool(bert_->Forward(input, dropout), input.offsets, pooling)
           .narrow(0, 0, static_cast<int64_t>(sequences.size()));
-  return parts.head.Forward(pooled, dropout, config().hidden_dropout)
+  return weights_[h]
+      ->Forward(pooled, dropout, config().hidden_dropout)
       .to(at::kFloat);
 }
 
@@ -215,14 +195,12 @@ double Network::ForwardBackward(int h,
                                 absl::Span<const Encoding* const> sequences,
                                 const LossFunction& loss, double weight) {
   const std::vector<size_t> bounds =
-      SplitByTokens(sequences, device_.copies() ? 1 : workers_->count());
+      SplitByTokens(sequences, device_.cpu() ? workers_->count() : 1);
   const auto shares = static_cast<int>(bounds.size()) - 1;
-  const Parts parts = PartsFor(h);
   std::vector<at::Tensor> outputs(shares);
   workers_->Run(shares, [&](int i) {
-    outputs[i] =
-        Run(parts, h, sequences.subspan(bounds[i], bounds[i + 1] - bounds[i]),
-            &dropout_[i]);
+    outputs[i] = Run(h, sequences.subspan(bounds[i], bounds[i + 1] - bounds[i]),
+                     &dropout_[i]);
   });
   // The loss sees all outputs at once, in the softmax over a batch too.
   at::Tensor all = at::cat(outputs).detach().to(at::kCPU);
@@ -238,8 +216,8 @@ double Network::ForwardBackward(int h,
     const auto begin = static_cast<int64_t>(bounds[i]);
     const auto length = static_cast<int64_t>(bounds[i + 1] - bounds[i]);
     gradients[i] = torch::autograd::grad(
-        {outputs[i]}, parts.parameters, {gradient.narrow(0, begin, length)},
-        /*retain_graph=*/c10::nullopt, /*create_graph=*/false,
+        {outputs[i]}, parameters_, {gradient.narrow(0, begin, length)},
+        /*retain_graph=*/{}, /*create_graph=*/false,
         /*allow_unused=*/true);
   });
   // Sums in the order of the shares, so that they are the same every time.
@@ -249,7 +227,7 @@ double Network::ForwardBackward(int h,
     for (int i = 1; i < shares && sum.defined(); ++i) {
       sum = sum + gradients[i][p];
     }
-    parameters_[p].mutable_grad() = sum.defined() ? sum.to(at::kCPU) : sum;
+    parameters_[p].mutable_grad() = sum;
   });
   return result;
 }
@@ -273,14 +251,13 @@ std::vector<float> Network::Infer(
     }
   }
   const int64_t columns = width(h);
-  const Parts parts = PartsFor(h);
   std::vector<float> out(sequences.size() * columns);
   workers_->Run(static_cast<int>(bounds.size()) - 1, [&](int b) {
     const at::NoGradGuard no_grad;
     const auto batch = absl::MakeConstSpan(sorted).subspan(
         bounds[b], bounds[b + 1] - bounds[b]);
     const at::Tensor rows =
-        Run(parts, h, batch, /*dropout=*/nullptr).to(at::kCPU).contiguous();
+        Run(h, batch, /*dropout=*/nullptr).to(at::kCPU).contiguous();
     const float* row = rows.data_ptr<float>();
     for (size_t i = bounds[b]; i < bounds[b + 1]; ++i, row += columns) {
       std::copy(row, row + columns, out.begin() + order[i] * columns);

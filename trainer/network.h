@@ -80,9 +80,9 @@ class Network : public Inference {
   using LossFunction = std::function<at::Tensor(const at::Tensor& outputs)>;
 
   // Runs the sequences with dropout, each worker a share of them (on a GPU one
-  // has all), and sets the
-  // parameters' gradients to those of `weight` times the loss. Returns the
-  // loss; where that is not finite, gradients are left as they were.
+  // has all), and sets the parameters' gradients to those of `weight` times the
+  // loss, which sees the outputs on the CPU. Returns the loss; where that is
+  // not finite, gradients are left as they were.
   double ForwardBackward(int h, absl::Span<const Encoding* const> sequences,
                          const LossFunction& loss, double weight);
 
@@ -98,11 +98,7 @@ class Network : public Inference {
  private:
   Network();
 
-  // What a pass goes through, in place or copied to the device.
-  struct Parts;
-  Parts PartsFor(int h) const;
-  at::Tensor Run(const Parts& parts, int h,
-                 absl::Span<const Encoding* const> sequences,
+  at::Tensor Run(int h, absl::Span<const Encoding* const> sequences,
                  Dropout* dropout) const;
 
   bool bf16_ = false;

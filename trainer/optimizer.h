@@ -1,14 +1,14 @@
 #pragma once
 
-// AdamW and SGD over fp32 tensors on the CPU, each step one pass over memory:
-// LibTorch's own make nine, and for a BERT the step is bound by memory.
+// AdamW and SGD over fp32 tensors. On the CPU each step is one pass over
+// memory: LibTorch's own make nine, and for a BERT the step is bound by memory.
+// On other devices its operators work on lists of tensors.
 
 #include <cstdint>
 #include <memory>
 #include <vector>
 
 #include "absl/strings/string_view.h"
-#include "absl/types/span.h"
 #include "trainer/workers.h"
 
 namespace at {
@@ -17,7 +17,8 @@ class Tensor;
 
 namespace vitrine {
 
-// Tensors that share settings. A tensor without a gradient is left alone.
+// Tensors that share settings, all groups' on one device. A tensor without a
+// gradient is left alone.
 struct ParameterGroup {
   std::vector<at::Tensor> tensors;
   double learning_rate = 0;  // before the schedule's factor
@@ -35,10 +36,10 @@ class Optimizer {
 
   // What it remembers, in place: to be kept, and to be written back before the
   // first step. One moment after the other, each of every tensor in the
-  // groups' order.
+  // groups' order, of its shape and on its device.
   struct State {
     int64_t* steps = nullptr;  // null where they do not matter
-    std::vector<std::vector<absl::Span<float>>> moments;
+    std::vector<std::vector<at::Tensor>> moments;
   };
   virtual State GetState() = 0;
 };

@@ -2,6 +2,7 @@
 
 #include <ATen/Context.h>
 #include <c10/core/Device.h>
+#include <torch/cuda.h>
 
 #include <cstdlib>
 
@@ -21,7 +22,7 @@ absl::StatusOr<PassDevice> ChoosePassDevice(internal::Device wanted) {
   out.kind = PassDevice::Kind::kCuda;
   const char* const rank = std::getenv("LOCAL_RANK");
   if (rank == nullptr) return out;
-  const auto count = static_cast<int>(at::detail::getCUDAHooks().getNumGPUs());
+  const auto count = static_cast<int>(torch::cuda::device_count());
   if (!absl::SimpleAtoi(rank, &out.index) || out.index < 0 ||
       out.index >= count) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -37,10 +38,11 @@ internal::Device DeviceOf(absl::string_view name) {
 }
 
 c10::Device ToTorchDevice(const PassDevice& device) {
-  return device.cuda()
-             ? c10::Device(c10::kCUDA,
-                           static_cast<c10::DeviceIndex>(device.index))
-             : c10::Device(c10::kCPU);
+  const auto type = device.cpu()    ? c10::kCPU
+                    : device.cuda() ? c10::kCUDA
+                                    : c10::kPrivateUse1;
+  return {type, device.cpu() ? c10::DeviceIndex{-1}
+                             : static_cast<c10::DeviceIndex>(device.index)};
 }
 
 }  // namespace vitrine

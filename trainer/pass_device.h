@@ -1,9 +1,8 @@
 #pragma once
 
-// Where passes of training run, forward and backward. Parameters, gradients and
-// the optimizer are in fp32 on the CPU; a pass elsewhere has copies made for
-// it. So checkpoints, clipping and sums over processes are one code, at the
-// price of moving the parameters there and the gradients back once a step.
+// Where training runs. Parameters, gradients and what the optimizer remembers
+// are there, in fp32; losses over a batch's outputs, checkpoints and sums over
+// processes are the CPU's.
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -18,13 +17,13 @@ namespace vitrine {
 struct PassDevice {
   enum class Kind {
     kCpu,
-    kCpuCopy,  // as on a GPU, but on the CPU: for tests
     kCuda,
+    kOther,  // LibTorch's PrivateUse1: for tests
   };
   Kind kind = Kind::kCpu;
   int index = 0;  // of the GPU
 
-  bool copies() const { return kind != Kind::kCpu; }
+  bool cpu() const { return kind == Kind::kCpu; }
   bool cuda() const { return kind == Kind::kCuda; }
   const char* name() const { return cuda() ? "cuda" : "cpu"; }
 };

@@ -113,7 +113,7 @@ class Run {
   std::unique_ptr<ProcessGroup> processes_;  // null: this one is alone
   bool all_stop_ = false;                    // one of them was told to stop
   bool save_due_ = false;                    // after this step
-  std::vector<float> gradients_;             // all of them, side by side
+  at::Tensor gradients_;                     // all of them, side by side
 
   PassDevice device_;
   std::unique_ptr<Workers> workers_;
@@ -394,9 +394,9 @@ absl::StatusOr<std::string> Run::Fingerprint() const {
   }
   if (source_ != nullptr) {
     for (size_t i = 0; i < trained_.size(); ++i) {
-      const absl::string_view bytes(
-          static_cast<const char*>(trained_[i].data_ptr()),
-          trained_[i].nbytes());
+      const at::Tensor here = trained_[i].detach().to(at::kCPU);
+      const absl::string_view bytes(static_cast<const char*>(here.data_ptr()),
+                                    here.nbytes());
       absl::StrAppend(&text, "|", trained_names_[i], Sha256(bytes));
     }
   }
@@ -404,21 +404,8 @@ absl::StatusOr<std::string> Run::Fingerprint() const {
 }
 
 std::vector<StateFile> Run::StateFiles() {
-  std::vector<StateFile> files(1);
-  files[0].name = "parameters";
-  for (size_t i = 0; i < trained_.size(); ++i) {
-    files[0].tensors.push_back(
-        {trained_names_[i],
-         absl::MakeSpan(trained_[i].data_ptr<float>(), trained_[i].numel())});
-  }
-  const auto moments = optimizer_->GetState().moments;
-  for (size_t m = 0; m < moments.size(); ++m) {
-    StateFile& out = files.emplace_back();
-    out.name = absl::StrCat("moments", m + 1);
-    for (size_t i = 0; i < moments[m].size(); ++i) {
-      out.tensors.push_back({absl::StrCat(i), moments[m][i]});
-    }
-  }
+  std::vector<StateFile> files = {{"parameters", trained_names_, trained_}};
+  AddMoments(optimizer_.get(), &files);
   return files;
 }
 
@@ -475,8 +462,8 @@ absl::Status Run::Resume() {
       }
       loaded = std::move(state);
       for (const StateFile& file : StateFiles()) {
-        for (const StateFile::Tensor& tensor : file.tensors) {
-          RETURN_IF_ERROR(processes_->Copy(tensor.values));
+        for (const at::Tensor& tensor : file.tensors) {
+          RETURN_IF_ERROR(processes_->Copy(tensor.detach()));
         }
       }
     }
@@ -614,21 +601,24 @@ absl::StatusOr<StageLoss> Run::ForwardBackward() {
   ASSIGN_OR_RETURN(StageLoss loss, stage_->ForwardBackward(examples, share));
 
   const at::NoGradGuard no_grad;
-  gradients_.assign(report_.parameters, 0);
-  float* place = gradients_.data();
-  for (const at::Tensor& tensor : trained_) {
-    const at::Tensor& gradient = tensor.grad();
-    if (gradient.defined()) {
-      at::from_blob(place, tensor.sizes()).copy_(gradient);
+  if (!gradients_.defined()) {
+    gradients_ = at::empty({report_.parameters}, trained_[0].options());
+  }
+  gradients_.zero_();
+  const auto each = [this](const auto& f) {
+    int64_t begin = 0;
+    for (at::Tensor& tensor : trained_) {
+      f(tensor, gradients_.narrow(0, begin, tensor.numel()).view_as(tensor));
+      begin += tensor.numel();
     }
-    place += tensor.numel();
-  }
-  RETURN_IF_ERROR(processes_->Sum(absl::MakeSpan(gradients_)));
-  place = gradients_.data();
-  for (at::Tensor& tensor : trained_) {
-    tensor.mutable_grad() = at::from_blob(place, tensor.sizes());
-    place += tensor.numel();
-  }
+  };
+  each([](const at::Tensor& tensor, const at::Tensor& place) {
+    if (tensor.grad().defined()) place.copy_(tensor.grad());
+  });
+  RETURN_IF_ERROR(processes_->Sum(gradients_));
+  each([](at::Tensor& tensor, const at::Tensor& place) {
+    tensor.mutable_grad() = place;
+  });
   const bool due =
       SecondsSince(saved_) >= options_.checkpoint_seconds && IsFirst();
   double numbers[] = {loss.loss,
@@ -836,7 +826,11 @@ absl::Status Run::WriteResult() {
 
 absl::StatusOr<PretrainReport> Run::Work() {
   if (IsFirst()) RETURN_IF_ERROR(CheckOut());
-  ASSIGN_OR_RETURN(device_, ChoosePassDevice(options_.device));
+  if (options_.device.has_value()) {
+    device_ = *options_.device;
+  } else {
+    ASSIGN_OR_RETURN(device_, ChoosePassDevice(internal::DEVICE_AUTO));
+  }
   report_.device = device_.name();
   report_.bf16 = options_.bf16.value_or(device_.cuda() || ProcessorHasBf16());
   workers_ = std::make_unique<Workers>(

@@ -13,10 +13,10 @@
 #include "absl/status/statusor.h"
 #include "model/model_config.h"
 #include "trainer/masking.h"
+#include "trainer/pass_device.h"
 #include "trainer/process_group.h"
 #include "trainer/schedule.h"
 #include "trainer/text_documents.h"
-#include "vitrine/internal/config.pb.h"
 #include "vitrine/internal/manifest.pb.h"
 
 namespace vitrine {
@@ -75,9 +75,9 @@ struct PretrainOptions {
   double beta2 = 0.98;
   double dropout = 0;  // while pre-training; config.json asks fit for 0.1
   uint64_t seed = 1;
-  internal::Device device = internal::DEVICE_AUTO;  // of passes
-  std::optional<bool> bf16;  // none: where the device gains by it
-  int threads = 0;           // 0: as many as processors
+  std::optional<PassDevice> device;  // unset: ChoosePassDevice(DEVICE_AUTO)
+  std::optional<bool> bf16;          // none: where the device gains by it
+  int threads = 0;                   // 0: as many as processors
   // That train together; all of them get the same options but for the rank.
   // Process 0 alone writes: checkpoints, plots, the result.
   ProcessOptions processes;

@@ -108,12 +108,13 @@ void Resolve(const CLI::App& command, PretrainFlags* flags) {
   options.schedule = flags->schedule == "linear"   ? Schedule::kLinear
                      : flags->schedule == "cosine" ? Schedule::kCosine
                                                    : Schedule::kConstant;
-  options.device = DeviceOf(flags->device);
   if (flags->bf16 != "auto") options.bf16 = flags->bf16 == "on";
   options.save_f16 = flags->save_dtype == "f16";
 }
 
-absl::Status PretrainAndTell(PretrainOptions options) {
+absl::Status PretrainAndTell(PretrainOptions options,
+                             const std::string& device) {
+  ASSIGN_OR_RETURN(options.device, ChoosePassDevice(DeviceOf(device)));
   const double timeout = options.processes.timeout_seconds;
   ASSIGN_OR_RETURN(options.processes, ProcessesOfEnvironment());
   options.processes.timeout_seconds = timeout;
@@ -211,7 +212,7 @@ void AddTrainingOptions(CLI::App* command, PretrainFlags* flags) {
       "Trained on between two evaluations");
   add("--seed", o->seed, "Of weights, order and masks");
   add("--device", flags->device,
-      "Of passes: auto, cpu or cuda (of several GPUs that of LOCAL_RANK)")
+      "auto, cpu or cuda (of several GPUs that of LOCAL_RANK)")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   add("--bf16", flags->bf16,
       "bf16 products: on, off, or auto (on where the device has them)")
@@ -275,7 +276,7 @@ void AddPretrainCommand(CLI::App* app, CommandFunction* run) {
   command->footer(kFooter);
   command->callback([command, flags, run] {
     Resolve(*command, flags.get());
-    *run = [flags] { return PretrainAndTell(flags->options); };
+    *run = [flags] { return PretrainAndTell(flags->options, flags->device); };
   });
 }
 

@@ -19,6 +19,9 @@
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
+#ifdef USE_C10D_NCCL
+#include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
+#endif
 #endif
 
 namespace vitrine {
@@ -130,12 +133,15 @@ class Heart {
   std::thread thread_;
 };
 
-class GlooGroup : public ProcessGroup {
+class C10dGroup : public ProcessGroup {
  public:
-  explicit GlooGroup(const ProcessOptions& options) : options_(options) {}
-  ~GlooGroup() override {
+  explicit C10dGroup(const ProcessOptions& options) : options_(options) {}
+  ~C10dGroup() override {
     heart_.reset();
-    group_.reset();
+#ifdef USE_C10D_NCCL
+    nccl_.reset();
+#endif
+    gloo_.reset();
   }
 
   absl::Status Connect() {
@@ -166,11 +172,9 @@ class GlooGroup : public ProcessGroup {
       }
     }
     try {
-      auto options =
-          c10d::ProcessGroupGloo::Options::create(std::chrono::milliseconds(
-              static_cast<int64_t>(options_.timeout_seconds * 1000)));
+      auto options = c10d::ProcessGroupGloo::Options::create(timeout());
       options->devices.push_back(Device());
-      group_ = c10::make_intrusive<c10d::ProcessGroupGloo>(
+      gloo_ = c10::make_intrusive<c10d::ProcessGroupGloo>(
           c10::make_intrusive<c10d::PrefixStore>("gloo", store_), rank(),
           size(), options);
     } catch (const std::exception& e) {
@@ -182,17 +186,34 @@ class GlooGroup : public ProcessGroup {
   int rank() const override { return options_.rank; }
   int size() const override { return options_.size; }
 
-  absl::Status Sum(absl::Span<float> values) override {
-    return SumOf(values, at::kFloat);
+  absl::Status Sum(const at::Tensor& values) override {
+    try {
+#ifdef USE_C10D_NCCL
+      if (values.is_cuda()) {
+        if (nccl_ == nullptr) ConnectGpus();
+        std::vector<at::Tensor> tensors = {values};
+        nccl_->allreduce(tensors)->wait();
+        return absl::OkStatus();
+      }
+#endif
+      std::vector<at::Tensor> tensors = {values.to(at::kCPU)};
+      gloo_->allreduce(tensors)->wait();
+      if (!values.is_cpu()) values.copy_(tensors[0]);
+      return absl::OkStatus();
+    } catch (const std::exception& e) {
+      return Lost("adding up", e);
+    }
   }
   absl::Status Sum(absl::Span<double> values) override {
-    return SumOf(values, at::kDouble);
+    return Sum(at::from_blob(
+        values.data(), {static_cast<int64_t>(values.size())}, at::kDouble));
   }
 
-  absl::Status Copy(absl::Span<float> values) override {
+  absl::Status Copy(const at::Tensor& values) override {
     try {
-      std::vector<at::Tensor> tensors = {Wrap(values, at::kFloat)};
-      group_->broadcast(tensors)->wait();
+      std::vector<at::Tensor> tensors = {values.to(at::kCPU)};
+      gloo_->broadcast(tensors)->wait();
+      if (!values.is_cpu()) values.copy_(tensors[0]);
       return absl::OkStatus();
     } catch (const std::exception& e) {
       return Lost("copying from process 0", e);
@@ -236,22 +257,23 @@ class GlooGroup : public ProcessGroup {
     return text.substr(0, text.find('\n'));
   }
 
-  template <typename T>
-  static at::Tensor Wrap(absl::Span<T> values, at::ScalarType type) {
-    return at::from_blob(values.data(), {static_cast<int64_t>(values.size())},
-                         at::TensorOptions().dtype(type));
+  std::chrono::milliseconds timeout() const {
+    return std::chrono::milliseconds(
+        static_cast<int64_t>(options_.timeout_seconds * 1000));
   }
 
-  template <typename T>
-  absl::Status SumOf(absl::Span<T> values, at::ScalarType type) {
-    try {
-      std::vector<at::Tensor> tensors = {Wrap(values, type)};
-      group_->allreduce(tensors)->wait();
-      return absl::OkStatus();
-    } catch (const std::exception& e) {
-      return Lost("adding up", e);
-    }
+#ifdef USE_C10D_NCCL
+  void ConnectGpus() {
+    // To wait for sums, and no longer than for Gloo's, for Lost to tell who is
+    // gone.
+    setenv("TORCH_NCCL_BLOCKING_WAIT", "1", /*overwrite=*/0);
+    auto options = c10d::ProcessGroupNCCL::Options::create();
+    options->timeout = timeout();
+    nccl_ = c10::make_intrusive<c10d::ProcessGroupNCCL>(
+        c10::make_intrusive<c10d::PrefixStore>("nccl", store_), rank(), size(),
+        options);
   }
+#endif
 
   // The way on which process 0 is reached, or what the caller wants.
   std::shared_ptr<::gloo::transport::Device> Device() const {
@@ -324,14 +346,17 @@ class GlooGroup : public ProcessGroup {
   const ProcessOptions options_;
   c10::intrusive_ptr<c10d::Store> store_;
   std::unique_ptr<Heart> heart_;
-  c10::intrusive_ptr<c10d::ProcessGroupGloo> group_;
+  c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo_;
+#ifdef USE_C10D_NCCL
+  c10::intrusive_ptr<c10d::ProcessGroupNCCL> nccl_;  // null: not used yet
+#endif
 };
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ProcessGroup>> ProcessGroup::Join(
     const ProcessOptions& options) {
-  auto group = std::make_unique<GlooGroup>(options);
+  auto group = std::make_unique<C10dGroup>(options);
   const absl::Status connected = group->Connect();
   if (!connected.ok()) return connected;
   return group;

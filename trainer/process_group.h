@@ -2,7 +2,8 @@
 
 // Processes that train one model together, on one machine or several, as
 // torchrun starts them: sums over all of them, and who is to blame where one is
-// gone. Gloo over TCP, by LibTorch's c10d, which is included in the .cc alone.
+// gone. Gloo over TCP, by LibTorch's c10d, which is included in the .cc alone;
+// between GPUs NCCL, where LibTorch has it.
 
 #include <cstdint>
 #include <memory>
@@ -11,6 +12,10 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+
+namespace at {
+class Tensor;
+}
 
 namespace vitrine {
 
@@ -41,10 +46,11 @@ class ProcessGroup {
   virtual int size() const = 0;
 
   // Each value becomes its sum over all processes: the same bits in each.
-  virtual absl::Status Sum(absl::Span<float> values) = 0;
+  // Tensors here are fp32 and contiguous, on any device.
+  virtual absl::Status Sum(const at::Tensor& values) = 0;
   virtual absl::Status Sum(absl::Span<double> values) = 0;
   // Each value becomes what it is in process 0.
-  virtual absl::Status Copy(absl::Span<float> values) = 0;
+  virtual absl::Status Copy(const at::Tensor& values) = 0;
   // Process 0's value, in all. A name is used once.
   virtual absl::StatusOr<std::string> Share(const std::string& name,
                                             const std::string& value) = 0;

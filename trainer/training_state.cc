@@ -1,5 +1,6 @@
 #include "trainer/training_state.h"
 
+#include <ATen/ATen.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -19,6 +20,8 @@
 #include "base/status_macros.h"
 #include "base/textproto.h"
 #include "model/safetensors.h"
+#include "trainer/named_tensors.h"
+#include "trainer/optimizer.h"
 
 namespace vitrine {
 namespace {
@@ -86,11 +89,9 @@ std::string DigestOf(internal::TrainingState state) {
 
 absl::Status WriteTensors(const std::string& path, const StateFile& file) {
   std::vector<NamedTensor> tensors;
-  for (const StateFile::Tensor& tensor : file.tensors) {
-    NamedTensor& out = tensors.emplace_back();
-    out.name = tensor.name;
-    out.shape = {static_cast<int64_t>(tensor.values.size())};
-    out.values.assign(tensor.values.begin(), tensor.values.end());
+  for (size_t i = 0; i < file.tensors.size(); ++i) {
+    tensors.push_back(
+        ToNamed(file.names[i], file.tensors[i], TensorType::kF32));
   }
   return WriteSafetensors(path, tensors);
 }
@@ -103,6 +104,19 @@ absl::Status Rename(const std::string& from, const std::string& to) {
 }
 
 }  // namespace
+
+void AddMoments(Optimizer* optimizer, std::vector<StateFile>* files) {
+  int number = 0;
+  for (const auto& moments : optimizer->GetState().moments) {
+    StateFile& file = files->emplace_back();
+    file.name = absl::StrCat("moments", ++number);
+    file.tensors = moments;
+    // By the optimizer's order, which is by group.
+    for (size_t i = 0; i < moments.size(); ++i) {
+      file.names.push_back(absl::StrCat(i));
+    }
+  }
+}
 
 absl::Status TrainingStateStore::Save(internal::TrainingState state,
                                       const std::vector<StateFile>& files) {
@@ -182,21 +196,25 @@ absl::Status TrainingStateStore::LoadFrom(
           absl::StrCat(file, ": its SHA-256 does not fit"));
     }
     ASSIGN_OR_RETURN(opened[i], OpenSafetensors(file));
-    for (const StateFile::Tensor& tensor : files[i].tensors) {
-      const TensorView* const view = opened[i]->Find(tensor.name);
+    for (size_t t = 0; t < files[i].tensors.size(); ++t) {
+      const TensorView* const view = opened[i]->Find(files[i].names[t]);
+      const at::Tensor& tensor = files[i].tensors[t];
       if (view == nullptr || view->type != TensorType::kF32 ||
-          view->bytes.size() != tensor.values.size() * sizeof(float)) {
+          view->bytes.size() != tensor.nbytes()) {
         return absl::InvalidArgumentError(
-            absl::StrCat(file, ": no tensor ", tensor.name, " of ",
-                         tensor.values.size(), " floats"));
+            absl::StrCat(file, ": no tensor ", files[i].names[t], " of ",
+                         tensor.numel(), " floats"));
       }
     }
   }
   for (size_t i = 0; i < files.size(); ++i) {
     if (opened[i] == nullptr) continue;
-    for (const StateFile::Tensor& tensor : files[i].tensors) {
-      const absl::string_view bytes = opened[i]->Find(tensor.name)->bytes;
-      std::memcpy(tensor.values.data(), bytes.data(), bytes.size());
+    for (size_t t = 0; t < files[i].tensors.size(); ++t) {
+      const absl::string_view bytes = opened[i]->Find(files[i].names[t])->bytes;
+      const at::Tensor& tensor = files[i].tensors[t];
+      at::Tensor values = at::empty(tensor.sizes(), at::kFloat);
+      std::memcpy(values.data_ptr(), bytes.data(), bytes.size());
+      tensor.detach().copy_(values);
     }
   }
   *state = std::move(read);

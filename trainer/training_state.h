@@ -15,24 +15,29 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "absl/types/span.h"
 #include "vitrine/internal/training_state.pb.h"
+
+namespace at {
+class Tensor;
+}
 
 namespace vitrine {
 
-// A file of a checkpoint, and the memory that it is written from and read
-// into.
+// A file of a checkpoint, and the tensors that it is written from and read
+// into: fp32, contiguous, on any device.
 struct StateFile {
-  struct Tensor {
-    std::string name;
-    absl::Span<float> values;
-  };
   std::string name;  // "parameters"
-  std::vector<Tensor> tensors;
+  std::vector<std::string> names;
+  std::vector<at::Tensor> tensors;  // one for each name
   // False: as this object last wrote or read the file, which then is linked
   // into the new checkpoint.
   bool changed = true;
 };
+
+class Optimizer;
+
+// A file for each of its moments, in place.
+void AddMoments(Optimizer* optimizer, std::vector<StateFile>* files);
 
 class TrainingStateStore {
  public:

@@ -13,6 +13,7 @@
 #include "model/checkpoint.h"
 #include "model/servable_model.h"
 #include "store/model_registry.h"
+#include "tests/testing/other_device.h"
 #include "tests/testing/tiny_model.h"
 #include "tests/trainer/small_shop.h"
 
@@ -134,6 +135,28 @@ TEST_F(FineTuneTest, AllFourKindsTrainOverOneEncoder) {
   const auto model = ServableModel::Load(report->folder, {});
   ASSERT_TRUE(model.ok()) << model.status();
   EXPECT_EQ(*(*model)->classification_head("kind"), 3);
+}
+
+TEST_F(FineTuneTest, AnotherDeviceComesToTheSame) {
+  FineTuneOptions options = shop_.Options();
+  for (const auto kind :
+       {kRelevance, kRecommendation, kInterest, kClassification}) {
+    options.tasks.push_back(shop_.Task(kind));
+  }
+  options.epochs = 2;
+  options.dropout = 0;
+  options.bf16 = false;
+  const auto here = Fit(options);
+  ASSERT_TRUE(here.ok()) << here.status();
+  options.device = testing::OtherDevice();
+  const auto there = Fit(options);
+  ASSERT_TRUE(there.ok()) << there.status();
+  for (size_t h = 0; h < here->heads.size(); ++h) {
+    for (const MetricValue& metric : here->heads[h].after) {
+      EXPECT_NEAR(Value(there->heads[h].after, metric.name), metric.value, 0.02)
+          << here->heads[h].name << " " << metric.name;
+    }
+  }
 }
 
 TEST_F(FineTuneTest, OneSeedAndThreadCountGiveOneResult) {

@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "tests/testing/other_device.h"
 #include "tests/testing/temp_folder.h"
 #include "tests/testing/tiny_model.h"
 #include "trainer/pass_device.h"
@@ -15,8 +16,6 @@ namespace vitrine {
 namespace {
 
 using ::testing::HasSubstr;
-
-constexpr PassDevice kCopies = {PassDevice::Kind::kCpuCopy};
 
 class NetworkTest : public ::testing::Test {
  protected:
@@ -78,37 +77,68 @@ class NetworkTest : public ::testing::Test {
   std::vector<const Encoding*> sequences_;
 };
 
-// As on a GPU, but the copies are on the CPU.
-TEST_F(NetworkTest, PassesOnCopiesGiveTheSame) {
-  for (const bool bf16 : {false, true}) {
-    const auto here = Make(bf16, {}), there = Make(bf16, kCopies);
-    for (const int h : {0, 1}) {
-      EXPECT_EQ(Step(here.get(), h, sequences_),
-                Step(there.get(), h, sequences_));
-      for (const int of : {0, 1}) {
-        const auto ours = here->HeadParameters(of);
-        const auto theirs = there->HeadParameters(of);
-        for (size_t i = 0; i < ours.size(); ++i) {
-          // Of the head that took no part: none.
-          EXPECT_EQ(theirs[i].second.grad().defined(), of == h);
-          EXPECT_EQ(ours[i].second.grad().defined(), of == h);
-        }
-      }
-      const auto ours = here->EncoderParameters();
-      const auto theirs = there->EncoderParameters();
+TEST_F(NetworkTest, TrainsOnAnotherDevice) {
+  checkpoint_.config.hidden_dropout = checkpoint_.config.attention_dropout = 0;
+  const auto here = Make(false, {}),
+             there = Make(false, testing::OtherDevice());
+  for (const int h : {0, 1}) {
+    EXPECT_NEAR(Step(here.get(), h, sequences_),
+                Step(there.get(), h, sequences_), 1e-5);
+    for (const int of : {0, 1}) {
+      const auto ours = here->HeadParameters(of);
+      const auto theirs = there->HeadParameters(of);
       for (size_t i = 0; i < ours.size(); ++i) {
-        const at::Tensor a = ours[i].second.grad(), b = theirs[i].second.grad();
-        ASSERT_EQ(a.defined(), b.defined()) << ours[i].first;
-        if (!a.defined()) continue;
-        EXPECT_TRUE(at::equal(a, b)) << ours[i].first;
-        // What the optimizer changes, the next pass sees.
-        const at::NoGradGuard no_grad;
-        at::Tensor(ours[i].second).add_(a, -0.1);
-        at::Tensor(theirs[i].second).add_(b, -0.1);
+        EXPECT_EQ(theirs[i].second.device(),
+                  ToTorchDevice(testing::OtherDevice()));
+        // Of the head that took no part: none.
+        EXPECT_EQ(theirs[i].second.grad().defined(), of == h);
+        EXPECT_EQ(ours[i].second.grad().defined(), of == h);
       }
-      EXPECT_EQ(here->Infer(h, sequences_), there->Infer(h, sequences_));
     }
+    const auto ours = here->EncoderParameters();
+    const auto theirs = there->EncoderParameters();
+    for (size_t i = 0; i < ours.size(); ++i) {
+      const at::Tensor a = ours[i].second.grad(), b = theirs[i].second.grad();
+      ASSERT_EQ(a.defined(), b.defined()) << ours[i].first;
+      if (!a.defined()) continue;
+      EXPECT_EQ(b.device(), ToTorchDevice(testing::OtherDevice()))
+          << ours[i].first;
+      EXPECT_TRUE(at::allclose(a, b.cpu(), 1e-4, 1e-5)) << ours[i].first;
+      // What the optimizer changes, the next pass sees.
+      const at::NoGradGuard no_grad;
+      at::Tensor(ours[i].second).add_(a, -0.1);
+      at::Tensor(theirs[i].second).add_(b, -0.1);
+    }
+    const std::vector<float> a = here->Infer(h, sequences_);
+    const std::vector<float> b = there->Infer(h, sequences_);
+    ASSERT_EQ(a.size(), b.size());
+    for (size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], 1e-4);
   }
+}
+
+// In bf16 a GPU is to be as near to fp32 as a CPU is.
+TEST_F(NetworkTest, Bf16OnAGpuIsAsNear) {
+  const PassDevice gpu = testing::OtherDevice();
+  if (!gpu.cuda()) GTEST_SKIP() << "LibTorch sees no GPU here";
+  checkpoint_.config.hidden_dropout = checkpoint_.config.attention_dropout = 0;
+  const auto gradients = [&](bool bf16, PassDevice device) {
+    const auto network = Make(bf16, device);
+    Step(network.get(), 0, sequences_);
+    std::vector<at::Tensor> all;
+    for (const auto& parameters :
+         {network->EncoderParameters(), network->HeadParameters(0)}) {
+      for (const auto& [name, tensor] : parameters) {
+        if (!tensor.grad().defined()) continue;
+        all.push_back(tensor.grad().reshape(-1).cpu());
+      }
+    }
+    return at::cat(all);
+  };
+  const at::Tensor exact = gradients(false, {});
+  const auto distance = [&](PassDevice device) {
+    return (gradients(true, device) - exact).norm().item<double>();
+  };
+  EXPECT_LT(distance(gpu), 2 * distance({}));
 }
 
 TEST(PassDeviceTest, IsChosenByNameAndByWhatIsThere) {

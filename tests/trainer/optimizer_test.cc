@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "model/dropout.h"
+#include "tests/testing/other_device.h"
 
 namespace vitrine {
 namespace {
@@ -45,6 +46,55 @@ TEST(AdamW, StepsByTheFormula) {
   EXPECT_NEAR(At(p, 0),
               before * (1 - 0.05 * 0.5) - 0.05 * m / (std::sqrt(v) + 1e-8),
               1e-5);
+}
+
+// Where operators take the steps, they are the same.
+TEST(Optimizer, StepsOnAnotherDeviceToo) {
+  Workers workers(2);
+  for (const bool sgd : {false, true}) {
+    std::vector<at::Tensor> here, there;
+    for (const int size : {5, 1, 12}) {
+      here.push_back(at::arange(size).to(at::kFloat) - 2);
+      there.push_back(here.back().to(ToTorchDevice(testing::OtherDevice()),
+                                     at::kFloat,
+                                     /*non_blocking=*/false, /*copy=*/true));
+      here.back().set_requires_grad(true);
+      there.back().set_requires_grad(true);
+    }
+    const auto make = [&](const std::vector<at::Tensor>& p) {
+      const std::vector<ParameterGroup> groups = {{{p[0]}, 0.1, 0.5},
+                                                  {{p[1], p[2]}, 0.2, 0}};
+      return sgd ? NewSgd(groups, &workers) : NewAdamW(groups, &workers);
+    };
+    const auto ours = make(here), theirs = make(there);
+    for (int step = 0; step < 4; ++step) {
+      for (size_t i = 0; i < here.size(); ++i) {
+        if (step == 1 && i == 2) continue;  // it has no gradient
+        const at::Tensor gradient = at::sin(here[i].detach() * (step + 1));
+        here[i].mutable_grad() = gradient;
+        there[i].mutable_grad() =
+            gradient.to(ToTorchDevice(testing::OtherDevice()));
+      }
+      EXPECT_NEAR(GradientNorm(there, &workers), GradientNorm(here, &workers),
+                  1e-6);
+      ours->Step(1.0 / (step + 1), 0.5);
+      theirs->Step(1.0 / (step + 1), 0.5);
+      for (size_t i = 0; i < here.size(); ++i) {
+        EXPECT_FALSE(there[i].grad().defined());
+        EXPECT_TRUE(
+            at::allclose(here[i].detach(), there[i].detach().cpu(), 1e-4, 1e-6))
+            << sgd << " " << step << " " << i;
+      }
+    }
+    const auto a = ours->GetState().moments, b = theirs->GetState().moments;
+    ASSERT_EQ(a.size(), sgd ? 1u : 2u);
+    for (size_t m = 0; m < a.size(); ++m) {
+      for (size_t i = 0; i < a[m].size(); ++i) {
+        EXPECT_EQ(b[m][i].device(), ToTorchDevice(testing::OtherDevice()));
+        EXPECT_TRUE(at::allclose(a[m][i], b[m][i].cpu(), 1e-4, 1e-6));
+      }
+    }
+  }
 }
 
 TEST(Sgd, KeepsMomentum) {

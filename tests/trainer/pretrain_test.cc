@@ -16,6 +16,7 @@
 #include "model/load_tokenizer.h"
 #include "model/safetensors.h"
 #include "nlohmann/json.hpp"
+#include "tests/testing/other_device.h"
 #include "tests/trainer/small_shop.h"
 #include "trainer/training_state.h"
 
@@ -106,6 +107,21 @@ class PretrainTest : public ::testing::Test {
     const auto report = Pretrain(options, &listener, listener.stop);
     EXPECT_FALSE(report.ok());
     return std::string(report.status().message());
+  }
+
+  // That a run on another device comes to what one on the CPU does, and goes on
+  // from a checkpoint.
+  void ExpectSameOnAnotherDevice(PretrainOptions options) {
+    options.dropout = 0;
+    Unbroken(options);
+    const double perplexity = unbroken_.perplexity;
+    std::filesystem::remove_all(options.out);
+    options.device = testing::OtherDevice();
+    Unbroken(options);
+    EXPECT_NEAR(unbroken_.perplexity, perplexity, 1e-3 * perplexity);
+    Cutter cutter;
+    cutter.stop_at = 4;
+    EXPECT_EQ(CutAndResume(WithCheckpoints(options), &cutter), 4);
   }
 
   SmallShop shop_;
@@ -201,6 +217,8 @@ TEST_F(PretrainTest, ResumesInBf16) {
   cutter.stop_at = 7;
   EXPECT_EQ(CutAndResume(WithCheckpoints(options), &cutter), 7);
 }
+
+TEST_F(PretrainTest, OnAnotherDevice) { ExpectSameOnAnotherDevice(Options()); }
 
 TEST_F(PretrainTest, OtherOptionsBeginAgain) {
   PretrainOptions options = WithCheckpoints(Options());
@@ -309,8 +327,12 @@ TEST_F(ContrastivePretrainTest, KeepsTheOutputLayerOfMaskedWords) {
     const bool kept = name.rfind("cls.", 0) == 0;
     const TensorView* const now = (*after)->Find(name);
     ASSERT_NE(now, nullptr) << name;
-    if (trained) EXPECT_NE(now->bytes, tensor.bytes) << name;
-    if (kept) EXPECT_EQ(now->bytes, tensor.bytes) << name;
+    if (trained) {
+      EXPECT_NE(now->bytes, tensor.bytes) << name;
+    }
+    if (kept) {
+      EXPECT_EQ(now->bytes, tensor.bytes) << name;
+    }
   }
 }
 
@@ -319,6 +341,10 @@ TEST_F(ContrastivePretrainTest, GoesOnToTheSameBits) {
   Cutter cutter;
   cutter.stop_at = 4;
   EXPECT_EQ(CutAndResume(WithCheckpoints(Contrastive()), &cutter), 4);
+}
+
+TEST_F(ContrastivePretrainTest, OnAnotherDevice) {
+  ExpectSameOnAnotherDevice(Contrastive());
 }
 
 TEST_F(ContrastivePretrainTest, NeedsAnEncoderAndPairs) {
@@ -428,6 +454,10 @@ TEST_F(MatchingPretrainTest, GoesOnToTheSameBits) {
   Cutter cutter;
   cutter.stop_at = 4;
   EXPECT_EQ(CutAndResume(WithCheckpoints(Matching()), &cutter), 4);
+}
+
+TEST_F(MatchingPretrainTest, OnAnotherDevice) {
+  ExpectSameOnAnotherDevice(Matching());
 }
 
 TEST_F(MatchingPretrainTest, NamesWhatItCannotWorkWith) {

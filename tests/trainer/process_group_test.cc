@@ -1,5 +1,6 @@
 #include "trainer/process_group.h"
 
+#include <ATen/ATen.h>
 #include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -22,6 +23,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
 #include "model/safetensors.h"
+#include "tests/testing/other_device.h"
 #include "tests/testing/tiny_model.h"
 #include "tests/trainer/small_shop.h"
 
@@ -96,15 +98,19 @@ TEST(ProcessGroupTest, AddsUpCopiesAndShares) {
       ASSERT_TRUE(group.ok()) << group.status();
       std::vector<float> values(1000);
       for (int i = 0; i < 1000; ++i) values[i] = 0.1f * (rank + 1) + i;
-      ASSERT_TRUE((*group)->Sum(absl::MakeSpan(values)).ok());
+      ASSERT_TRUE((*group)->Sum(at::from_blob(values.data(), {1000})).ok());
       sums[rank] = values;
+      const at::Tensor there =
+          at::full({5}, rank + 1.0f).to(ToTorchDevice(testing::OtherDevice()));
+      ASSERT_TRUE((*group)->Sum(there).ok());
+      EXPECT_TRUE(at::equal(there.cpu(), at::full({5}, 6.0f)));
       double exact[] = {4294967295.0 * (rank == 1), 1};
       ASSERT_TRUE((*group)->Sum(absl::MakeSpan(exact)).ok());
       EXPECT_EQ(exact[0], 4294967295.0);
       EXPECT_EQ(exact[1], 3);
-      float copied[] = {-0.0f + rank, 7.0f * rank};
-      ASSERT_TRUE((*group)->Copy(absl::MakeSpan(copied)).ok());
-      EXPECT_EQ(copied[1], 0);
+      const at::Tensor copied = at::full({2}, 7.0f * rank);
+      ASSERT_TRUE((*group)->Copy(copied).ok());
+      EXPECT_EQ(copied[1].item<float>(), 0);
       EXPECT_EQ(*(*group)->Share("name", absl::StrCat("of ", rank)), "of 0");
       double last = 0;  // process 0 waits for the others
       ASSERT_TRUE((*group)->Sum(absl::MakeSpan(&last, 1)).ok());

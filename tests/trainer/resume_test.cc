@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
 #include "store/model_registry.h"
+#include "tests/testing/other_device.h"
 #include "tests/trainer/small_shop.h"
 #include "trainer/fine_tune.h"
 #include "trainer/training_state.h"
@@ -137,9 +138,8 @@ TEST_F(ResumeTest, AKilledRunGoesOnFromItsLastCheckpoint) {
   before_evaluation.crash_at_epoch_end_after = epoch;
   EXPECT_EQ(CutAndResume(options, &before_evaluation), epoch / 3 * 3);
   at_epoch_end.crash_after = epoch + 1;
-  EXPECT_EQ(CutAndResume(options, &at_epoch_end), (epoch + 1) % 3 == 0
-                                                      ? epoch + 1
-                                                      : epoch);
+  EXPECT_EQ(CutAndResume(options, &at_epoch_end),
+            (epoch + 1) % 3 == 0 ? epoch + 1 : epoch);
   last_step.crash_after = 2 * epoch;
   EXPECT_EQ(CutAndResume(options, &last_step), 2 * epoch / 3 * 3);
   last_epoch.crash_at_epoch_end_after = 2 * epoch;
@@ -195,8 +195,7 @@ TEST_F(ResumeTest, SeveralHeadsAndPatience) {
   options = WithCheckpoints(options);
   Cutter cutter;
   cutter.crash_after = static_cast<int>(unbroken_.steps - epoch / 2);
-  EXPECT_GT(CutAndResume(options, &cutter),
-            epoch * unbroken_.best_epoch);
+  EXPECT_GT(CutAndResume(options, &cutter), epoch * unbroken_.best_epoch);
 }
 
 TEST_F(ResumeTest, SgdAndFrozenEncoder) {
@@ -216,6 +215,18 @@ TEST_F(ResumeTest, Bf16) {
   Cutter cutter;
   cutter.stop_after = 13;
   EXPECT_EQ(CutAndResume(WithCheckpoints(options), &cutter), 13);
+}
+
+TEST_F(ResumeTest, OnAnotherDevice) {
+  FineTuneOptions options = Options();
+  options.tasks = {shop_.Task(kClassification), shop_.Task(kRecommendation)};
+  options.device = testing::OtherDevice();
+  options.dropout = 0;
+  options.bf16 = false;
+  Unbroken(options);
+  Cutter cutter;
+  cutter.stop_after = unbroken_.steps / 2 + 1;
+  EXPECT_EQ(CutAndResume(WithCheckpoints(options), &cutter), cutter.stop_after);
 }
 
 TEST_F(ResumeTest, OtherOptionsOrDataBeginAgain) {
@@ -270,8 +281,7 @@ TEST_F(ResumeTest, ADamagedCheckpointBeginsAgainWithTheSameResult) {
   const auto report = FineTune(options, &again, again.stop);
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_EQ(report->resumed_step, 0);
-  EXPECT_THAT(report->warnings,
-              ElementsAre(HasSubstr("moments1.safetensors")));
+  EXPECT_THAT(report->warnings, ElementsAre(HasSubstr("moments1.safetensors")));
   ExpectSameAsUnbroken(*report);
 }
 

@@ -1,5 +1,6 @@
 #include "trainer/training_state.h"
 
+#include <ATen/ATen.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -8,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
+#include "tests/testing/other_device.h"
 #include "tests/testing/temp_folder.h"
 
 namespace vitrine {
@@ -19,8 +21,12 @@ using ::testing::HasSubstr;
 class TrainingStateTest : public ::testing::Test {
  protected:
   std::vector<StateFile> Files(bool best_changed = true) {
-    return {{"parameters", {{"a", absl::MakeSpan(a_)}}},
-            {"best", {{"a", absl::MakeSpan(best_)}}, best_changed}};
+    return {{"parameters", {"a"}, {TensorOf(&a_)}},
+            {"best", {"a"}, {TensorOf(&best_)}, best_changed}};
+  }
+  static at::Tensor TensorOf(std::vector<float>* values) {
+    return at::from_blob(values->data(),
+                         {static_cast<int64_t>(values->size())});
   }
   internal::TrainingState AtStep(int64_t step) const {
     internal::TrainingState state;
@@ -51,9 +57,8 @@ class TrainingStateTest : public ::testing::Test {
 
 TEST_F(TrainingStateTest, ReadsBackWhatItWroteToTheBit) {
   a_ = {0.1f, -1e-42f};
-  ASSERT_TRUE(TrainingStateStore(folder_.path(), "run")
-                  .Save(AtStep(5), Files())
-                  .ok());
+  ASSERT_TRUE(
+      TrainingStateStore(folder_.path(), "run").Save(AtStep(5), Files()).ok());
   a_ = {0, 0};
   best_ = {0};
   internal::TrainingState state;
@@ -104,9 +109,9 @@ TEST_F(TrainingStateTest, RefusesWhatDoesNotFitAndSaysWhy) {
   changed.replace(changed.find("step: 1"), 7, "step: 2");
   ASSERT_TRUE(WriteFile(Path(1, "state.textproto"), changed).ok());
   EXPECT_THAT(LoadError(), HasSubstr("SHA-256"));
-  ASSERT_TRUE(WriteFile(Path(1, "state.textproto"),
-                        state.substr(0, state.size() / 2))
-                  .ok());
+  ASSERT_TRUE(
+      WriteFile(Path(1, "state.textproto"), state.substr(0, state.size() / 2))
+          .ok());
   EXPECT_THAT(LoadError(), HasSubstr("state.textproto"));
   ASSERT_TRUE(WriteFile(Path(1, "state.textproto"), state).ok());
 
@@ -121,10 +126,9 @@ TEST_F(TrainingStateTest, RefusesWhatDoesNotFitAndSaysWhy) {
 
   a_ = {1, 2, 3};
   internal::TrainingState out;
-  EXPECT_THAT(TrainingStateStore(folder_.path(), "run")
-                  .Load(&out, Files())
-                  .ToString(),
-              HasSubstr("no tensor a of 3 floats"));
+  EXPECT_THAT(
+      TrainingStateStore(folder_.path(), "run").Load(&out, Files()).ToString(),
+      HasSubstr("no tensor a of 3 floats"));
 }
 
 TEST_F(TrainingStateTest, TheOneBeforeIsUsedWhereTheNewestIsDamaged) {
@@ -139,6 +143,18 @@ TEST_F(TrainingStateTest, TheOneBeforeIsUsedWhereTheNewestIsDamaged) {
   EXPECT_EQ(state.step(), 1);
   ASSERT_TRUE(store.Save(AtStep(2), Files()).ok());
   EXPECT_THAT(*ListFolder(folder_.path()), ElementsAre("checkpoint-11"));
+}
+
+TEST_F(TrainingStateTest, KeepsTensorsOfAnotherDevice) {
+  const at::Tensor there =
+      TensorOf(&a_).to(ToTorchDevice(testing::OtherDevice()));
+  const std::vector<StateFile> files = {{"parameters", {"a"}, {there}}};
+  TrainingStateStore store(folder_.path(), "run");
+  ASSERT_TRUE(store.Save(AtStep(1), files).ok());
+  there.detach().zero_();
+  internal::TrainingState state;
+  ASSERT_TRUE(store.Load(&state, files).ok());
+  EXPECT_TRUE(at::equal(there.cpu(), TensorOf(&a_)));
 }
 
 TEST_F(TrainingStateTest, AFailedSaveLeavesTheOldOne) {
