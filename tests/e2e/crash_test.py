@@ -214,7 +214,7 @@ class Crash:
                     return None
             return server.target, server.admin_target
 
-    def call(self, work):
+    def call(self, work, seconds=CALL_SECONDS):
         """`work` with stubs of the server that runs; None where it failed."""
         found = self.ports()
         if found is None:
@@ -230,7 +230,7 @@ class Crash:
                         learning.feedback_pb2_grpc.FeedbackServiceStub(public),
                         learning.Admin(
                             learning.admin_pb2_grpc.AdminServiceStub(private),
-                            CALL_SECONDS))
+                            seconds))
                 except grpc.RpcError as error:
                     self.note(error)
                     return None
@@ -530,8 +530,9 @@ class Crash:
         if serving != current:
             self.violate("CURRENT names %d, %s is served" % (current, serving))
         for version in self.versions():
-            answer = self.call(lambda _, stub: stub.ActivateModelVersion(
-                version=version))
+            answer = self.call(
+                lambda _, stub: stub.ActivateModelVersion(version=version),
+                harness.PATIENCE)
             if answer is None or self.serving() != version:
                 self.violate("version %d does not load" % version)
         return jobs
