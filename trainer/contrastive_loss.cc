@@ -1,6 +1,7 @@
 #include "trainer/contrastive_loss.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include <vector>
 

@@ -3,6 +3,7 @@
 // and a fresh recommendation head answer with: the pooled state, of length 1.
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include <algorithm>
 #include <map>

@@ -1,6 +1,7 @@
 #include "trainer/group_loss.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 namespace vitrine {
 

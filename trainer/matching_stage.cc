@@ -4,6 +4,7 @@
 // and `fit` goes on from the head.
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include <algorithm>
 #include <cmath>

@@ -7,6 +7,7 @@
 // Sampling-bias-corrected neural modeling, 2019).
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include <algorithm>
 #include <cmath>
