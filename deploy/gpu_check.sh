@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Checks the GPU engine wherever a GPU turns up: builds what needs no gRPC
-# against the machine's own PyTorch, runs its tests there, compares its logits
-# with a reference and with Hugging Face transformers, and times it beside
-# transformers and the device's matrix products.
+# Checks the GPU engine and the trainer wherever a GPU turns up: builds what needs
+# no gRPC against the machine's own PyTorch and runs its tests there. Compares
+# logits with a reference and with Hugging Face transformers, and training with
+# the CPU's; times the engine beside transformers and the device's matrix
+# products, and pre-training beside plain PyTorch.
 #
 #   deploy/gpu_check.sh --pack      on Debian, with deploy/apt-packages.txt:
 #                                   build/gpu_check/pack.tar.gz
@@ -29,7 +30,7 @@ device=cuda quick='' keep='' only_pack=''
 while [ $# -gt 0 ]; do
   case $1 in
   -h | --help)
-    sed -n '2,20s/^# \{0,1\}//p' "$0"
+    sed -n '2,21s/^# \{0,1\}//p' "$0"
     exit 0
     ;;
   --pack) only_pack=1 ;;
@@ -44,7 +45,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 
-# Headers and static libraries, and what protoc makes of our own files.
+# Headers and libraries, and what protoc makes of our own files.
 pack=build/gpu_check/pack.tar.gz
 make_pack() {
   local stage libs
@@ -53,27 +54,37 @@ make_pack() {
   mkdir -p "$stage/include/google" "$stage/lib" "$stage/gen" build/gpu_check
   cp -r /usr/include/{absl,CLI,fmt,gmock,gtest,nlohmann,openssl,spdlog} \
     "$stage/include/"
+  cp /usr/include/{sentencepiece_processor,utf8proc,zconf,zlib}.h \
+    "$stage/include/"
   cp -r /usr/include/google/protobuf "$stage/include/google/"
   # Debian keeps the headers that differ between processors apart.
   cp "/usr/include/$(g++ -print-multiarch)/openssl/"* "$stage/include/openssl/"
-  cp "$libs"/libabsl_*.a "$libs"/lib{crypto,gmock,gtest,gtest_main,protobuf}.a \
+  cp "$libs"/libabsl_*.a \
+    "$libs"/lib{crypto,gmock,gtest,gtest_main,protobuf,utf8proc,z}.a \
     "$stage/lib/"
-  protoc -Iproto --cpp_out="$stage/gen" vitrine/internal/config.proto \
-    vitrine/internal/manifest.proto
+  /usr/bin/python3 cmake/hide_bundled_protobuf.py "$libs/libsentencepiece.so" \
+    "$stage/lib/libsentencepiece.so.0"
+  (cd proto && protoc -I. --cpp_out="$stage/gen" google/rpc/status.proto \
+    vitrine/internal/*.proto vitrine/v1/*.proto)
   tar -C "$stage" -czf "$pack" include lib gen
   rm -r "$stage"
   echo "$pack: $(du -h "$pack" | cut -f1)" >&2
 }
 can_pack() {
   command -v protoc >/dev/null && [ -d /usr/include/absl ] &&
-    [ -d /usr/include/spdlog ] && [ -d /usr/include/gmock ]
+    [ -d /usr/include/spdlog ] && [ -d /usr/include/gmock ] &&
+    [ -f /usr/include/sentencepiece_processor.h ] &&
+    [ -f /usr/include/utf8proc.h ]
 }
 if [ -n "$only_pack" ]; then
   can_pack || fail "--pack needs the packages of deploy/apt-packages.txt"
   make_pack
   exit 0
 fi
-if can_pack; then
+# One that was brought along is taken, unless a message has changed since.
+if [ -f "$pack" ] && [ -z "$(find proto -name '*.proto' -newer "$pack")" ]; then
+  :
+elif can_pack; then
   make_pack
 elif [ ! -f "$pack" ]; then
   fail "no $pack: make it with deploy/gpu_check.sh --pack on Debian, bring it along"
@@ -131,10 +142,16 @@ tar -C "$work/pack" -xzf "$pack"
   cmake -S tests/bench/gpu_check -B "$work/build" -DCMAKE_BUILD_TYPE=Release \
     -DPACK="$work/pack" -DTORCH_INCLUDE="$include" -DTORCH_LIB="$lib" \
     -DCUDA_INCLUDE="$cuda_include" -DPYTHON="$python"
-  cmake --build "$work/build" -j "$(nproc)"
+  cmake --build "$work/build" -j "$(nproc)" --target engine
 } >"$work/build.log" 2>&1 || {
   tail -40 "$work/build.log" >&2
   fail "the build against PyTorch $version failed"
+}
+# Without it the engine is checked all the same.
+cmake --build "$work/build" -j "$(nproc)" --target trainer \
+  >"$work/build-trainer.log" 2>&1 || {
+  tail -40 "$work/build-trainer.log" >&2
+  echo "gpu_check: the trainer's build against PyTorch $version failed" >&2
 }
 if [ $device = cpu ]; then
   # Small products, and maybe a busy machine: threads would wait for each other.

@@ -42,8 +42,9 @@ class CudaGraphsImpl final : public CudaGraphs {
         max_graphs_(max_graphs),
         stream_(c10::cuda::getStreamFromPool()),
         pool_(at::cuda::graph_pool_handle()) {
-    // The weights were written on another stream.
-    c10::cuda::getCurrentCUDAStream().synchronize();
+    // The weights were written on another stream. (A CUDAStream's own call, not
+    // a Stream's, would want libcudart, which PyTorch's wheels keep aside.)
+    c10::cuda::getCurrentCUDAStream().unwrap().synchronize();
   }
 
   at::Tensor Run(const GraphKey& key, const at::Tensor& block) override {
@@ -69,7 +70,7 @@ class CudaGraphsImpl final : public CudaGraphs {
       }
     }
     // Without the mutex: the next batch can be enqueued meanwhile.
-    stream_.synchronize();
+    stream_.unwrap().synchronize();
     return out;
   }
 
@@ -98,7 +99,7 @@ class CudaGraphsImpl final : public CudaGraphs {
       return it->second;
     }
     if (static_cast<int>(entries_.size()) >= max_graphs_) {
-      stream_.synchronize();  // it may be running
+      stream_.unwrap().synchronize();  // it may be running
       entries_.erase(uses_.back());
       uses_.pop_back();
     }

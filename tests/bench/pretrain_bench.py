@@ -1,13 +1,14 @@
 #!/usr/bin/python3
 """Masked language modelling in plain PyTorch: what pretrain_bench.sh measures beside ours.
 
-    pretrain_bench.py --config FOLDER/config.json --pieces FOLDER/spiece.model \
+    pretrain_bench.py --config FOLDER/config.json (--pieces FOLDER/spiece.model | --vocab FOLDER/vocab.txt) \
         --text FILE[.gz] --tokens N [--batch-tokens N] [--share-tokens N] [--threads N]
-        [--dtype bf16|fp32]
+        [--dtype bf16|fp32] [--device cpu|cuda]
 
 The same shape, texts (a document a line) and step as vitrine-trainer pretrain; written as one would by hand:
 batches of like lengths, padded; autocast; the output layer sees hidden places only; torch.optim.AdamW. Prints one
-JSON line. Tokens are counted without padding. Needs Debian's python3-torch, python3-numpy, python3-sentencepiece.
+JSON line. Tokens are counted without padding. With --vocab the text's words are the vocabulary's. Needs Debian's
+python3-torch, python3-numpy, and for --pieces python3-sentencepiece.
 """
 
 import argparse
@@ -17,7 +18,6 @@ import math
 import time
 
 import numpy as np
-import sentencepiece
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -66,8 +66,9 @@ class MaskedLm(nn.Module):
 
     def forward(self, ids, lengths, places):  # ids (texts, length), places: of the flat ids
         length = ids.shape[1]
-        mask = torch.where(torch.arange(length)[None, :] < lengths[:, None], 0.0, -10000.0)[:, None, None, :]
-        x = self.norm(self.words(ids) + self.positions(torch.arange(length)))
+        inside = torch.arange(length, device=ids.device)[None, :] < lengths[:, None]
+        mask = torch.where(inside, 0.0, -10000.0)[:, None, None, :]
+        x = self.norm(self.words(ids) + self.positions(torch.arange(length, device=ids.device)))
         for layer in self.layers:
             x = layer(x, mask)
         x = x.reshape(-1, x.shape[-1])[places]
@@ -75,18 +76,29 @@ class MaskedLm(nn.Module):
         return F.linear(x, self.words.weight, self.bias)
 
 
-def read_texts(path, pieces, max_tokens):
-    model = sentencepiece.SentencePieceProcessor(model_file=pieces)
-    cls, sep = model.piece_to_id("[CLS]"), model.piece_to_id("[SEP]")
+def load_tokenizer(options):
+    """A function from text to ids, and one from a special piece to its id."""
+    if options.pieces is not None:
+        import sentencepiece
+
+        model = sentencepiece.SentencePieceProcessor(model_file=options.pieces)
+        return model.encode, model.piece_to_id
+    with open(options.vocab, encoding="utf-8") as lines:
+        ids = {line.rstrip("\n"): i for i, line in enumerate(lines)}
+    return lambda text: [ids[word] for word in text.split()], ids.__getitem__
+
+
+def read_texts(path, encode, id_of, max_tokens):
+    cls, sep = id_of("[CLS]"), id_of("[SEP]")
     texts = []
     with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8") as lines:
         for line in lines:
-            ids = model.encode(line.strip())
+            ids = encode(line.strip())
             for begin in range(0, len(ids), max_tokens - 2):
                 part = ids[begin : begin + max_tokens - 2]
                 if len(part) >= 3:
                     texts.append(np.array([cls] + part + [sep]))
-    return texts, model.piece_to_id("[MASK]")
+    return texts, id_of("[MASK]")
 
 
 def shares(texts, tokens):
@@ -118,7 +130,9 @@ def pad_and_hide(texts, mask_id, random):
 def main():
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("--config", required=True)
-    parser.add_argument("--pieces", required=True)
+    tokenizer = parser.add_mutually_exclusive_group(required=True)
+    tokenizer.add_argument("--pieces")
+    tokenizer.add_argument("--vocab")
     parser.add_argument("--text", required=True)
     parser.add_argument("--tokens", type=int, required=True)
     parser.add_argument("--batch-tokens", type=int, default=16384)
@@ -126,14 +140,16 @@ def main():
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(1)
     random = np.random.default_rng(1)
     with open(options.config, encoding="utf-8") as file:
         config = json.load(file)
-    texts, mask_id = read_texts(options.text, options.pieces, options.max_tokens)
-    network = MaskedLm(config)
+    encode, id_of = load_tokenizer(options)
+    texts, mask_id = read_texts(options.text, encode, id_of, options.max_tokens)
+    network = MaskedLm(config).to(options.device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
 
     order, done, steps, loss = [], 0, 0, 0.0
@@ -150,7 +166,8 @@ def main():
         optimizer.zero_grad(set_to_none=True)
         loss = 0.0
         for ids, lengths, hidden, targets in batches:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=options.dtype == "bf16"):
+            ids, lengths, hidden, targets = (x.to(options.device) for x in (ids, lengths, hidden, targets))
+            with torch.autocast(options.device, dtype=torch.bfloat16, enabled=options.dtype == "bf16"):
                 logits = network(ids, lengths, hidden)
             part = F.cross_entropy(logits.float(), targets, reduction="sum") / places
             part.backward()
@@ -164,6 +181,7 @@ def main():
         json.dumps(
             {
                 "torch": torch.__version__,
+                "device": options.device,
                 "dtype": options.dtype,
                 "threads": options.threads,
                 "tokens": done,

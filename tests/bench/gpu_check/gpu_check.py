@@ -1,18 +1,23 @@
 #!/usr/bin/env python3
-"""What deploy/gpu_check.sh runs once the GPU engine is built: its tests, logits
-against a reference, and its speed beside Hugging Face transformers (SDPA, bf16)
-and the device's matrix products.
+"""What deploy/gpu_check.sh runs once GPU engine and trainer are built. Of the
+engine: its tests, logits against a reference, and its speed beside Hugging Face
+transformers (SDPA, bf16) and the device's matrix products. Of the trainer: its
+tests, the sample shop's texts and labels on the device and on the CPU, and the
+speed of pre-training beside plain PyTorch's.
 
   gpu_check.py --bin FOLDER --work FOLDER [--device cuda|cpu] [--quick]
 
-FOLDER of --bin has engine_bench and gpu_tests; models with random weights are
-made in --work, unless they are there. Needs PyTorch and NumPy.
+FOLDER of --bin has engine_bench and gpu_tests, and vitrine-trainer and
+pass_tests where the trainer was built; models with random weights are made in
+--work, unless they are there. Needs PyTorch and NumPy.
 """
 import argparse
 import json
 import math
 import os
 import random
+import re
+import shutil
 import statistics
 import struct
 import subprocess
@@ -21,8 +26,8 @@ import time
 
 import torch
 
-sys.path.insert(
-    0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../data"))
+ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "../../.."))
+sys.path.insert(0, os.path.join(ROOT, "tests/data"))
 import reference_bert  # noqa: E402
 
 try:
@@ -396,6 +401,131 @@ def time_model(options, bench, name, folder):
     return table
 
 
+class Trainer:
+    """vitrine-trainer, from the repository's root."""
+
+    def __init__(self, options):
+        self.program = os.path.join(options.bin, "vitrine-trainer")
+        self.work = options.work
+
+    def run(self, *arguments):
+        """Standard output; the trainer's progress goes to the log."""
+        with open(os.path.join(self.work, "trainer.log"), "a+") as log:
+            begin = log.seek(0, os.SEEK_END)
+            done = subprocess.run(
+                [self.program, *arguments], cwd=ROOT, stdout=subprocess.PIPE,
+                stderr=log, text=True)
+            if done.returncode == 0:
+                return done.stdout
+            log.seek(begin)
+            sys.exit(f"{log.read()[-2000:]}\ngpu_check: failed: "
+                     f"vitrine-trainer {' '.join(arguments)}")
+
+    def pretrain(self, name, device, *arguments):
+        """(perplexity, tokens per second) of a folder that is made anew."""
+        out = os.path.join(self.work, name)
+        shutil.rmtree(out, ignore_errors=True)
+        told = self.run("pretrain", "--device", device, "--out", out,
+                        *arguments)
+        numbers = re.search(r"(\d+) tokens/s, perplexity ([0-9.]+|\w+)", told)
+        return float(numbers[2]), float(numbers[1])
+
+
+SHOP = "deploy/starter/shop/"
+STARTER = "deploy/starter/model"
+
+
+def check_training(options, trainer):
+    """In fp32 and without dropout the device is to end where the CPU does."""
+    table = Table("Training on the sample shop, by the device and by the CPU",
+                  "what", "measure", "cpu", "device", "passed")
+    devices = ["cpu", options.device]
+
+    def add(what, measure, values, near):
+        table.add(kind="training", what=what, measure=measure,
+                  cpu=round(values[0], 4), device=round(values[1], 4),
+                  passed=abs(values[0] - values[1]) <= near)
+
+    texts = ["--text", SHOP + "items.jsonl", "--fields",
+             "title,description?,categories?", "--from", STARTER, "--seed",
+             "1", "--epochs", "1", "--held-out-share", "0.3", "--dropout",
+             "0", "--bf16", "off", "--pooling", "mean", "--learning-rate",
+             "2e-4"]
+    for stage in ("mlm", "contrastive", "matching"):
+        found = [trainer.pretrain(stage, device, "--stage", stage, *texts)[0]
+                 for device in devices]
+        add(stage, "perplexity", found, 1e-2 * found[0])
+    fit = ["--from", STARTER, "--recipe", "deploy/recipes/shop.toml",
+           "--items", SHOP + "items.jsonl", "--task", "relevance", "--data",
+           SHOP + "relevance.jsonl", "--task", "classification", "--head",
+           "category", "--data", SHOP + "categories.jsonl", "--epochs", "1",
+           "--bf16", "off", "--out", os.path.join(options.work, "registry"),
+           "--model", "shop", "--json"]
+    reports = [json.loads(trainer.run("fit", "--device", device, *fit))
+               for device in devices]
+    for head, measure in (("relevance", "ndcg@10"), ("category", "accuracy")):
+        # Rounding grows over the steps: near, not equal.
+        add("fit", f"{head} {measure}",
+            [next(h["after"][measure] for h in report["heads"]
+                  if h["name"] == head) for report in reports], 0.02)
+    table.show()
+    return table
+
+
+def make_words(folder, words, documents):
+    """A text of words that are drawn by Zipf's law, and their vocabulary."""
+    os.makedirs(folder, exist_ok=True)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    vocab = ["".join(letters[i // 26**place % 26] for place in range(4))
+             for i in range(words)]
+    with open(os.path.join(folder, "vocab.txt"), "w") as out:
+        for token in ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] + vocab:
+            out.write(token + "\n")
+    draw = random.Random(6)
+    weights = [1 / (i + 10) for i in range(words)]
+    with open(os.path.join(folder, "text.txt"), "w") as out:
+        for _ in range(documents):
+            out.write(" ".join(draw.choices(
+                vocab, weights, k=draw.randint(8, 126))) + "\n")
+
+
+def time_training(options, trainer):
+    """Masked words beside pretrain_bench.py, which is plain PyTorch."""
+    table = Table("Pre-training in bf16, tokens per second", "model",
+                  "vitrine", "pytorch", "ratio")
+    on_gpu = options.device == "cuda"
+    words = os.path.join(options.work, "words")
+    make_words(words, 16000, 20000 if on_gpu else 1000)
+    text = os.path.join(words, "text.txt")
+    shapes = {"4 layers of 256": (4, 256, 4000000, 16384)}
+    if on_gpu:
+        shapes["12 layers of 768"] = (12, 768, 2000000, 32768)
+    else:
+        shapes = {"2 layers of 128": (2, 128, 50000, 8192)}
+    for name, (layers, hidden, tokens, batch) in shapes.items():
+        if options.quick:
+            tokens //= 4
+        speed = trainer.pretrain(
+            "timed", options.device, "--text", text, "--tokenizer", words,
+            "--layers", str(layers), "--hidden", str(hidden), "--tokens",
+            str(tokens), "--batch-tokens", str(batch), "--share-tokens",
+            str(batch // 2), "--bf16", "on", "--evaluate-tokens",
+            "1000000000")[1]
+        done = subprocess.run(
+            [sys.executable,
+             os.path.join(ROOT, "tests/bench/pretrain_bench.py"), "--config",
+             os.path.join(options.work, "timed/config.json"),
+             "--vocab", os.path.join(words, "vocab.txt"), "--text", text,
+             "--tokens", str(tokens), "--batch-tokens", str(batch),
+             "--share-tokens", str(batch // 2), "--device", options.device],
+            stdout=subprocess.PIPE, text=True, check=True)
+        theirs = json.loads(done.stdout)["tokens_per_second"]
+        table.add(kind="pretraining", model=name, vitrine=round(speed),
+                  pytorch=theirs, ratio=round(speed / theirs, 2))
+    table.show()
+    return table
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--bin", required=True)
@@ -426,6 +556,17 @@ def main():
                             for row in tables[0].rows)
     for name in ["minilm", "bert-base"] if on_gpu else ["small"]:
         tables.append(time_model(options, bench, name, models[name]))
+    trainer = Trainer(options)
+    if os.path.exists(trainer.program):
+        tests = subprocess.run([os.path.join(options.bin, "pass_tests"),
+                                "--gtest_brief=1"])
+        trained = check_training(options, trainer)
+        tables += [trained, time_training(options, trainer)]
+        passed = passed and tests.returncode == 0 and all(
+            row["passed"] for row in trained.rows)
+    else:
+        print("gpu_check: the trainer was not built")
+        passed = False
     print()
     for table in tables:
         for row in table.rows:
