@@ -9,6 +9,7 @@
 #include <torch/library.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -32,7 +33,27 @@ class Memory : public c10::Allocator {
     return memory;
   }
 
-  c10::DataPtr allocate(size_t bytes) const override {
+  // LibTorch's is const before 2.3, and not since.
+  c10::DataPtr allocate(size_t bytes) const { return Take(bytes); }
+  c10::DataPtr allocate(size_t bytes) { return Take(bytes); }
+  // Since 2.3.
+  void copy_data(void* to, const void* from, size_t bytes) const {
+    std::memcpy(OnCpu(to), OnCpu(const_cast<void*>(from)), bytes);
+  }
+
+  // Where the CPU finds what is at a device's address.
+  void* OnCpu(void* address) const {
+    return cpu_ + (static_cast<char*>(address) - begin_);
+  }
+
+ private:
+  static constexpr size_t kBytes = size_t{1} << 30;
+  struct Block {
+    char* data;
+    size_t size;
+  };
+
+  c10::DataPtr Take(size_t bytes) const {
     const std::lock_guard<std::mutex> lock(mutex_);
     constexpr size_t kAlignment = 64;
     const size_t size = (bytes + kAlignment - 1) / kAlignment * kAlignment;
@@ -48,18 +69,6 @@ class Memory : public c10::Allocator {
     return {data, new Block{data, size}, &Free,
             at::Device(at::kPrivateUse1, 0)};
   }
-
-  // Where the CPU finds what is at a device's address.
-  void* OnCpu(void* address) const {
-    return cpu_ + (static_cast<char*>(address) - begin_);
-  }
-
- private:
-  static constexpr size_t kBytes = size_t{1} << 30;
-  struct Block {
-    char* data;
-    size_t size;
-  };
 
   static void Free(void* block) {
     const std::unique_ptr<Block> freed(static_cast<Block*>(block));
@@ -169,8 +178,30 @@ void Compute(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   at::native::cpu_fallback(op, stack);
 }
 
-C10_REGISTER_GUARD_IMPL(PrivateUse1,
-                        c10::impl::NoOpDeviceGuardImpl<c10::kPrivateUse1>);
+// One device with one stream, which nothing waits for.
+struct Guard final : c10::impl::DeviceGuardImplInterface {
+  static c10::Stream OnlyStream() {
+    return c10::Stream(c10::Stream::DEFAULT, at::Device(at::kPrivateUse1, 0));
+  }
+  c10::DeviceType type() const override { return at::kPrivateUse1; }
+  c10::DeviceIndex deviceCount() const noexcept override { return 1; }
+  c10::Device getDevice() const override { return OnlyStream().device(); }
+  c10::Device exchangeDevice(c10::Device /*to*/) const override {
+    return getDevice();
+  }
+  void setDevice(c10::Device /*to*/) const override {}
+  void uncheckedSetDevice(c10::Device /*to*/) const noexcept override {}
+  c10::Stream getStream(c10::Device /*of*/) const noexcept override {
+    return OnlyStream();
+  }
+  c10::Stream getDefaultStream(c10::Device /*of*/) const override {
+    return OnlyStream();
+  }
+  c10::Stream exchangeStream(c10::Stream /*to*/) const noexcept override {
+    return OnlyStream();
+  }
+};
+C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard);
 
 TORCH_LIBRARY_IMPL(_, PrivateUse1, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&Compute>());
