@@ -146,15 +146,16 @@ class AdamW : public Optimizer {
   void Pass(const Rates& rates, float* p, const float* g,
             const std::vector<float*>& moments, int64_t begin,
             int64_t end) const {
-    const float step = rates.rate / correct1_;
+    // Local, for what is written could be members else.
+    const float step = rates.rate / correct1_, root = root_, beta2 = beta2_;
     float* const m = moments[0];
     float* const v = moments[1];
     for (int64_t i = begin; i < end; ++i) {
       const float gradient = g[i] * rates.scale;
       m[i] = kBeta1 * m[i] + (1 - kBeta1) * gradient;
-      v[i] = beta2_ * v[i] + (1 - beta2_) * gradient * gradient;
-      p[i] = rates.keep * p[i] -
-             step * m[i] / (std::sqrt(v[i]) * root_ + kEpsilon);
+      v[i] = beta2 * v[i] + (1 - beta2) * gradient * gradient;
+      p[i] =
+          rates.keep * p[i] - step * m[i] / (std::sqrt(v[i]) * root + kEpsilon);
     }
   }
 

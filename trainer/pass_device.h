@@ -1,8 +1,8 @@
 #pragma once
 
 // Where training runs. Parameters, gradients and what the optimizer remembers
-// are there, in fp32; losses over a batch's outputs, checkpoints and sums over
-// processes are the CPU's.
+// are there, in fp32; losses over a batch's outputs and checkpoints are the
+// CPU's.
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -18,7 +18,7 @@ struct PassDevice {
   enum class Kind {
     kCpu,
     kCuda,
-    kOther,  // LibTorch's PrivateUse1: for tests
+    kOther,  // LibTorch's PrivateUse1, for tests/testing/other_device.h
   };
   Kind kind = Kind::kCpu;
   int index = 0;  // of the GPU
