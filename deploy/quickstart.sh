@@ -164,7 +164,7 @@ ask() {
 
 ask status
 
-query="grey couch"
+query="blue couch"
 history=(--history tent-1 --history sleeping-bag-2)
 # The first call pays for what later ones find warm.
 "$bin/vitrine" rank --query "warm up" --items "$shop/items.jsonl" >/dev/null
@@ -191,7 +191,7 @@ ask label import "$shop/categories.jsonl" --head category
 ask label import "$shop/reviews.jsonl" --head anomaly
 
 printf '\nNow shoppers who search for a couch buy the fifth product that they are\nshown, and pass over the four above it:\n'
-queries=(--query "$query" --query "gray couch" --query "soft grey couch")
+queries=(--query "$query" --query "navy couch" --query "soft blue couch")
 "$bin/vitrine" rank --query "$query" --items "$shop/items.jsonl" --top-k 8 \
   --json | python3 deploy/starter/make_feedback.py --items "$shop/items.jsonl" \
   "${queries[@]}" --position 5 >"$run/feedback.jsonl"
@@ -209,7 +209,7 @@ set -m
   --store "sqlite:$run/labels.db" >"$state/worker.log" 2>&1 </dev/null 9>&- &
 worker_pid=$!
 "$bin/vitrine" bench --callers 2 --duration 1h --items "$shop/items.jsonl" \
-  --queries <(printf '%s\n' "grey couch" "red spanner" "laptop") --json \
+  --queries <(printf '%s\n' "blue couch" "red spanner" "laptop") --json \
   >"$run/bench.json" 2>"$run/bench.log" </dev/null 9>&- &
 bench_pid=$!
 set +m
