@@ -225,7 +225,7 @@ for ((tries = 0; ; tries++)); do
   sleep 0.2
 done
 ask model list
-printf '\nWhat the shoppers bought comes first now:\n'
+printf '\nWhat the shoppers bought has moved up:\n'
 ask rank --query "$query" --items "$shop/items.jsonl" --top-k 8
 printf '\nAnd back again:\n'
 ask model rollback
