@@ -278,7 +278,8 @@ absl::StatusOr<std::unique_ptr<PretrainStage>> NewContrastiveStage(
   ASSIGN_OR_RETURN(
       std::unique_ptr<Network> network,
       Network::Create(checkpoint, {VectorHead(settings.options.pooling)},
-                      settings.bf16, settings.workers, settings.device));
+                      settings.bf16, settings.workers,
+                      settings.options.device));
   network->PadBatches(settings.tokenizer.special().pad,
                       settings.options.max_tokens);
   return std::make_unique<ContrastiveStage>(settings, std::move(network));

@@ -113,7 +113,6 @@ class Run {
   const std::atomic<bool>& stop_;
 
   const ModelRegistry registry_{options_.registry};
-  PassDevice device_;
   std::unique_ptr<Workers> workers_;
   std::unique_ptr<SourceModel> source_;
   std::string incumbent_folder_;
@@ -200,13 +199,9 @@ absl::Status Run::Load() {
           Merge(source_->manifest.encoding(), options_.encoding), config_));
   featurizer_ =
       std::make_unique<Featurizer>(*source_->tokenizer, encoding_, config_);
-  if (options_.device.has_value()) {
-    device_ = *options_.device;
-  } else {
-    ASSIGN_OR_RETURN(device_, ChoosePassDevice(internal::DEVICE_AUTO));
-  }
-  report_.device = device_.name();
-  report_.bf16 = options_.bf16.value_or(device_.cuda() || Bf16Pays(config_));
+  report_.device = options_.device.name();
+  report_.bf16 =
+      options_.bf16.value_or(options_.device.cuda() || Bf16Pays(config_));
   if (options_.dropout >= 0) {
     source_->checkpoint.config.hidden_dropout = options_.dropout;
     source_->checkpoint.config.attention_dropout = options_.dropout;
@@ -215,10 +210,10 @@ absl::Status Run::Load() {
     source_->checkpoint.config.attention_dropout = options_.attention_dropout;
   }
   workers_ = std::make_unique<Workers>(SetUpThreads(
-      options_.threads, report_.bf16 && !device_.cuda(), kMaxProducts));
-  ASSIGN_OR_RETURN(network_,
-                   Network::Create(source_->checkpoint, source_->heads(),
-                                   report_.bf16, workers_.get(), device_));
+      options_.threads, report_.bf16 && !options_.device.cuda(), kMaxProducts));
+  ASSIGN_OR_RETURN(
+      network_, Network::Create(source_->checkpoint, source_->heads(),
+                                report_.bf16, workers_.get(), options_.device));
   return absl::OkStatus();
 }
 
@@ -402,7 +397,7 @@ absl::StatusOr<std::string> Run::Fingerprint() const {
         int64_t{o.batch_tokens}, int64_t{o.epochs}, int64_t{o.patience},
         int64_t{o.freeze}, static_cast<int64_t>(o.seed),
         int64_t{o.targets_per_user}, int64_t{o.co_occurrence},
-        int64_t{o.ngrams}, int64_t{device_.cuda()}, int64_t{report_.bf16},
+        int64_t{o.ngrams}, int64_t{o.device.cuda()}, int64_t{report_.bf16},
         int64_t{workers_->count()}, int64_t{at::get_num_threads()}}) {
     absl::StrAppend(&text, "|", value);
   }
@@ -815,9 +810,9 @@ absl::StatusOr<Incumbent> Run::MeetIncumbent() const {
     of.settings.targets_per_user = options_.targets_per_user;
     of.rows = &splits_[i].validation;
   }
-  absl::StatusOr<Incumbent> incumbent =
-      EvaluateIncumbent(incumbent_folder_, held_out, catalogue_,
-                        kLatencySamples, report_.bf16, workers_.get(), device_);
+  absl::StatusOr<Incumbent> incumbent = EvaluateIncumbent(
+      incumbent_folder_, held_out, catalogue_, kLatencySamples, report_.bf16,
+      workers_.get(), options_.device);
   if (!incumbent.ok()) {
     return Annotate(incumbent.status(), "the version in service");
   }

@@ -48,9 +48,9 @@ struct FineTuneOptions {
   int freeze = -1;
   static constexpr int kFreezeEncoder = 1 << 20;
   uint64_t seed = 1;
-  std::optional<PassDevice> device;  // unset: ChoosePassDevice(DEVICE_AUTO)
-  std::optional<bool> bf16;          // none: where the device gains by it
-  int threads = 0;                   // 0: as many as processors
+  PassDevice device;
+  std::optional<bool> bf16;  // none: where the device gains by it
+  int threads = 0;           // 0: as many as processors
   bool save_f16 = false;
   RelevanceLoss relevance_loss = RelevanceLoss::kGraded;
   double temperature = 0.05;

@@ -281,7 +281,7 @@ absl::StatusOr<std::unique_ptr<PretrainStage>> NewMatchingStage(
   if (HasHead(*settings.source)) heads.push_back(head);
   ASSIGN_OR_RETURN(std::unique_ptr<Network> network,
                    Network::Create(checkpoint, heads, settings.bf16,
-                                   settings.workers, settings.device));
+                                   settings.workers, settings.options.device));
   if (heads.empty()) {
     RETURN_IF_ERROR(network->PutHead(head, settings.options.seed).status());
   }

@@ -137,14 +137,14 @@ absl::StatusOr<std::unique_ptr<PretrainStage>> NewMlmStage(
   std::unique_ptr<MlmNetwork> network;
   if (settings.source == nullptr) {
     network = MlmNetwork::Random(settings.config, seed, settings.bf16,
-                                 settings.workers, settings.device);
+                                 settings.workers, settings.options.device);
   } else {
     Checkpoint checkpoint = settings.source->checkpoint;
     checkpoint.config = settings.config;
-    ASSIGN_OR_RETURN(
-        network,
-        MlmNetwork::Load(settings.source->folder, checkpoint, seed,
-                         settings.bf16, settings.workers, settings.device));
+    ASSIGN_OR_RETURN(network,
+                     MlmNetwork::Load(settings.source->folder, checkpoint, seed,
+                                      settings.bf16, settings.workers,
+                                      settings.options.device));
   }
   return std::make_unique<MlmStage>(settings, std::move(network));
 }

@@ -41,6 +41,12 @@ std::vector<size_t> SplitByTokens(absl::Span<const Encoding* const> sequences,
   return bounds;
 }
 
+// Moves an encoder or a head that was made on the CPU to where it is trained.
+template <typename Part>
+void ToDevice(const PassDevice& device, Part* part) {
+  if (!device.cpu()) part->To(ToTorchDevice(device), at::kFloat);
+}
+
 // A head whose weights are `tensors`.
 absl::StatusOr<TaskHead> HeadOf(const EncoderConfig& config,
                                 const internal::Head& head,
@@ -70,12 +76,12 @@ absl::StatusOr<std::unique_ptr<Network>> Network::Create(
   network->workers_ = workers;
   network->bf16_ = bf16;
   ASSIGN_OR_RETURN(Bert bert, Bert::FromCheckpoint(checkpoint));
-  if (!device.cpu()) bert.To(ToTorchDevice(device), at::kFloat);
+  ToDevice(device, &bert);
   network->bert_ = std::make_unique<Bert>(std::move(bert));
   for (const internal::Head& head : heads) {
     ASSIGN_OR_RETURN(TaskHead loaded,
                      TaskHead::FromCheckpoint(checkpoint, head));
-    if (!device.cpu()) loaded.To(ToTorchDevice(device), at::kFloat);
+    ToDevice(device, &loaded);
     network->heads_.push_back(head);
     network->weights_.push_back(std::make_unique<TaskHead>(std::move(loaded)));
   }
@@ -105,12 +111,9 @@ int Network::FindHead(const std::string& name) const {
 absl::StatusOr<int> Network::PutHead(const internal::Head& head,
                                      uint64_t seed) {
   TaskHead fresh = TaskHead::Random(head, config().hidden_size, seed);
-  const auto to_device = [this](TaskHead* made) {
-    if (!device_.cpu()) made->To(ToTorchDevice(device_), at::kFloat);
-  };
   const int h = FindHead(head.name());
   if (h < 0) {
-    to_device(&fresh);
+    ToDevice(device_, &fresh);
     heads_.push_back(head);
     weights_.push_back(std::make_unique<TaskHead>(std::move(fresh)));
     return head_count() - 1;
@@ -139,7 +142,7 @@ absl::StatusOr<int> Network::PutHead(const internal::Head& head,
       tensors.push_back(std::move(tensor));
     }
     ASSIGN_OR_RETURN(TaskHead extended, HeadOf(config(), head, tensors));
-    to_device(&extended);
+    ToDevice(device_, &extended);
     *weights_[h] = std::move(extended);
   }
   heads_[h] = head;

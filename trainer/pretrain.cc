@@ -116,7 +116,6 @@ class Run {
   bool save_due_ = false;                    // after this step
   at::Tensor gradients_;                     // all of them, side by side
 
-  PassDevice device_;
   std::unique_ptr<Workers> workers_;
   std::unique_ptr<SourceModel> source_;  // null: random weights
   std::string tokenizer_folder_;
@@ -299,8 +298,8 @@ absl::Status Run::MakeStage() {
   training_config_.hidden_dropout = training_config_.attention_dropout =
       options_.dropout;
   const StageSettings settings = {
-      options_,     training_config_, *tokenizer_,      source_.get(),
-      report_.bf16, workers_.get(),   processes_.get(), device_};
+      options_,     training_config_, *tokenizer_,     source_.get(),
+      report_.bf16, workers_.get(),   processes_.get()};
   ASSIGN_OR_RETURN(stage_, options_.stage == Stage::kMlm ? NewMlmStage(settings)
                            : options_.stage == Stage::kContrastive
                                ? NewContrastiveStage(settings)
@@ -375,7 +374,7 @@ absl::StatusOr<std::string> Run::Fingerprint() const {
   for (const int64_t value :
        {static_cast<int64_t>(o.schedule), int64_t{o.pooling},
         int64_t{o.max_tokens}, int64_t{o.batch_tokens}, int64_t{o.share_tokens},
-        total_steps_, static_cast<int64_t>(o.seed), int64_t{device_.cuda()},
+        total_steps_, static_cast<int64_t>(o.seed), int64_t{o.device.cuda()},
         int64_t{report_.bf16}, int64_t{workers_->count()},
         int64_t{at::get_num_threads()}}) {
     absl::StrAppend(&text, "|", value);
@@ -605,7 +604,6 @@ absl::StatusOr<StageLoss> Run::ForwardBackward() {
   if (!gradients_.defined()) {
     gradients_ = at::empty({report_.parameters}, trained_[0].options());
   }
-  gradients_.zero_();
   const auto each = [this](const auto& f) {
     int64_t begin = 0;
     for (at::Tensor& tensor : trained_) {
@@ -614,7 +612,7 @@ absl::StatusOr<StageLoss> Run::ForwardBackward() {
     }
   };
   each([](const at::Tensor& tensor, const at::Tensor& place) {
-    if (tensor.grad().defined()) place.copy_(tensor.grad());
+    tensor.grad().defined() ? place.copy_(tensor.grad()) : place.zero_();
   });
   RETURN_IF_ERROR(processes_->Sum(gradients_));
   each([](at::Tensor& tensor, const at::Tensor& place) {
@@ -827,13 +825,9 @@ absl::Status Run::WriteResult() {
 
 absl::StatusOr<PretrainReport> Run::Work() {
   if (IsFirst()) RETURN_IF_ERROR(CheckOut());
-  if (options_.device.has_value()) {
-    device_ = *options_.device;
-  } else {
-    ASSIGN_OR_RETURN(device_, ChoosePassDevice(internal::DEVICE_AUTO));
-  }
-  report_.device = device_.name();
-  report_.bf16 = options_.bf16.value_or(device_.cuda() || ProcessorHasBf16());
+  report_.device = options_.device.name();
+  report_.bf16 =
+      options_.bf16.value_or(options_.device.cuda() || ProcessorHasBf16());
   workers_ = std::make_unique<Workers>(
       SetUpThreads(options_.threads, report_.bf16, kAllProducts));
   report_.workers = workers_->count();

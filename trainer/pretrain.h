@@ -75,9 +75,9 @@ struct PretrainOptions {
   double beta2 = 0.98;
   double dropout = 0;  // while pre-training; config.json asks fit for 0.1
   uint64_t seed = 1;
-  std::optional<PassDevice> device;  // unset: ChoosePassDevice(DEVICE_AUTO)
-  std::optional<bool> bf16;          // none: where the device gains by it
-  int threads = 0;                   // 0: as many as processors
+  PassDevice device;
+  std::optional<bool> bf16;  // none: where the device gains by it
+  int threads = 0;           // 0: as many as processors
   // That train together; all of them get the same options but for the rank.
   // Process 0 alone writes: checkpoints, plots, the result.
   ProcessOptions processes;

@@ -19,7 +19,6 @@
 #include "model/model_config.h"
 #include "model/safetensors.h"
 #include "trainer/corpus.h"
-#include "trainer/pass_device.h"
 #include "trainer/pretrain.h"
 #include "trainer/process_group.h"
 #include "trainer/source_model.h"
@@ -54,7 +53,6 @@ struct StageSettings {
   bool bf16;
   Workers* workers;
   ProcessGroup* processes;  // null: this process is alone
-  PassDevice device;
 };
 
 class PretrainStage {

@@ -20,6 +20,7 @@
 #include "base/status_macros.h"
 #include "base/textproto.h"
 #include "model/safetensors.h"
+#include "model/to_tensor.h"
 #include "trainer/named_tensors.h"
 #include "trainer/optimizer.h"
 
@@ -210,11 +211,10 @@ absl::Status TrainingStateStore::LoadFrom(
   for (size_t i = 0; i < files.size(); ++i) {
     if (opened[i] == nullptr) continue;
     for (size_t t = 0; t < files[i].tensors.size(); ++t) {
-      const absl::string_view bytes = opened[i]->Find(files[i].names[t])->bytes;
+      ASSIGN_OR_RETURN(const at::Tensor values,
+                       ToTensor(*opened[i]->Find(files[i].names[t])));
       const at::Tensor& tensor = files[i].tensors[t];
-      at::Tensor values = at::empty(tensor.sizes(), at::kFloat);
-      std::memcpy(values.data_ptr(), bytes.data(), bytes.size());
-      tensor.detach().copy_(values);
+      tensor.detach().copy_(values.view(tensor.sizes()));
     }
   }
   *state = std::move(read);

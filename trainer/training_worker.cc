@@ -18,6 +18,7 @@
 #include "trainer/heartbeat.h"
 #include "trainer/job_lock.h"
 #include "trainer/label_dataset.h"
+#include "trainer/pass_device.h"
 #include "trainer/recipe.h"
 #include "trainer/training_policy.h"
 
@@ -325,6 +326,7 @@ struct JobRun {
     options.model = job.model();
     options.items = data.items;
     options.tasks = data.tasks;
+    ASSIGN_OR_RETURN(options.device, ChoosePassDevice(internal::DEVICE_AUTO));
     options.threads = config.threads();
     options.checkpoint_folder = JoinPath(folder, kCheckpointFolder);
     options.checkpoint_seconds =
