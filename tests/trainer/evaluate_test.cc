@@ -58,9 +58,7 @@ class EvaluateTest : public ::testing::Test {
   static void SetUpTestSuite() {
     shop_ = new SmallShop();
     FineTuneOptions options = shop_->Options();
-    for (const auto kind :
-         {kRelevance, kRecommendation, kInterest, kClassification}) {
-      FitTask task = shop_->Task(kind);
+    for (FitTask task : shop_->AllTasks()) {
       task.validation = task.data;
       options.tasks.push_back(task);
     }

@@ -27,7 +27,6 @@ using ::testing::IsEmpty;
 
 constexpr auto kRelevance = internal::HEAD_KIND_RELEVANCE;
 constexpr auto kRecommendation = internal::HEAD_KIND_RECOMMENDATION;
-constexpr auto kInterest = internal::HEAD_KIND_INTEREST;
 constexpr auto kClassification = internal::HEAD_KIND_CLASSIFICATION;
 
 std::map<std::string, std::vector<float>> Weights(
@@ -107,10 +106,7 @@ TEST_F(FineTuneTest, RelevanceLearnsByTheOrderToo) {
 
 TEST_F(FineTuneTest, AllFourKindsTrainOverOneEncoder) {
   FineTuneOptions options = shop_.Options();
-  for (const auto kind :
-       {kRelevance, kRecommendation, kInterest, kClassification}) {
-    options.tasks.push_back(shop_.Task(kind));
-  }
+  options.tasks = shop_.AllTasks();
   options.tasks[3].head = "kind";
   options.epochs = 8;
   const auto report = Fit(options);
@@ -139,10 +135,7 @@ TEST_F(FineTuneTest, AllFourKindsTrainOverOneEncoder) {
 
 TEST_F(FineTuneTest, AnotherDeviceComesToTheSame) {
   FineTuneOptions options = shop_.Options();
-  for (const auto kind :
-       {kRelevance, kRecommendation, kInterest, kClassification}) {
-    options.tasks.push_back(shop_.Task(kind));
-  }
+  options.tasks = shop_.AllTasks();
   options.epochs = 2;
   options.dropout = 0;
   options.bf16 = false;

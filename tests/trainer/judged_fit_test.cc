@@ -28,8 +28,6 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
 constexpr auto kRelevance = internal::HEAD_KIND_RELEVANCE;
-constexpr auto kRecommendation = internal::HEAD_KIND_RECOMMENDATION;
-constexpr auto kInterest = internal::HEAD_KIND_INTEREST;
 constexpr auto kClassification = internal::HEAD_KIND_CLASSIFICATION;
 
 // Counts the calls and the order of the last ones.
@@ -269,10 +267,7 @@ TEST_F(JudgedFitTest, TheSourceAsItsOwnIncumbentGivesTheSameNumbers) {
 
 TEST_F(JudgedFitTest, AllKindsAreJudged) {
   FineTuneOptions options = shop_.Options();
-  for (const auto kind :
-       {kRelevance, kRecommendation, kInterest, kClassification}) {
-    options.tasks.push_back(shop_.Task(kind));
-  }
+  options.tasks = shop_.AllTasks();
   options.epochs = 2;
   const auto first = RecordedFit(options);
   ASSERT_TRUE(first.ok()) << first.status();

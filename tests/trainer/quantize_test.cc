@@ -61,10 +61,7 @@ class QuantizeTest : public ::testing::Test {
   static void SetUpTestSuite() {
     shop_ = new SmallShop();
     FineTuneOptions options = shop_->Options();
-    for (const auto kind :
-         {kRelevance, kRecommendation, kInterest, kClassification}) {
-      options.tasks.push_back(shop_->Task(kind));
-    }
+    options.tasks = shop_->AllTasks();
     FineTuneListener listener;
     const std::atomic<bool> stop{false};
     const auto report = FineTune(options, &listener, stop);

@@ -135,6 +135,13 @@ FineTuneOptions SmallShop::Options() const {
   return options;
 }
 
+std::vector<FitTask> SmallShop::AllTasks() const {
+  return {Task(internal::HEAD_KIND_RELEVANCE),
+          Task(internal::HEAD_KIND_RECOMMENDATION),
+          Task(internal::HEAD_KIND_INTEREST),
+          Task(internal::HEAD_KIND_CLASSIFICATION)};
+}
+
 FitTask SmallShop::Task(internal::HeadKind kind) const {
   FitTask task;
   task.kind = kind;

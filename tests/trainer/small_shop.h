@@ -32,6 +32,8 @@ class SmallShop {
   // Starts from the encoder, writes model "shop"; no tasks, few epochs.
   FineTuneOptions Options() const;
   FitTask Task(internal::HeadKind kind) const;
+  // Relevance, recommendation, interest, classification.
+  std::vector<FitTask> AllTasks() const;
 
  private:
   TempFolder folder_;

@@ -497,9 +497,9 @@ def time_training(options, trainer):
     words = os.path.join(options.work, "words")
     make_words(words, 16000, 20000 if on_gpu else 1000)
     text = os.path.join(words, "text.txt")
-    shapes = {"4 layers of 256": (4, 256, 4000000, 16384)}
     if on_gpu:
-        shapes["12 layers of 768"] = (12, 768, 2000000, 32768)
+        shapes = {"4 layers of 256": (4, 256, 4000000, 16384),
+                  "12 layers of 768": (12, 768, 2000000, 32768)}
     else:
         shapes = {"2 layers of 128": (2, 128, 50000, 8192)}
     for name, (layers, hidden, tokens, batch) in shapes.items():
