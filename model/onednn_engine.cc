@@ -4,29 +4,31 @@
 //
 // Each thread takes sequences of its own from the first layer to the heads, a
 // cacheful at a time, and meets no other. Where that would leave threads idle
-// (a lone sequence), they share its rows instead and meet once a layer, when
-// all keys and values are there.
+// (a long sequence among short ones), they share its rows instead, a layer at a
+// time. Where there are few rows in all, reading the weights is what takes
+// time: then they share the columns of each product, so that each reads its
+// part of the weights only, and the rows of what comes between.
 
 #include <stdlib.h>
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cmath>
 #include <map>
 #include <mutex>
 #include <new>
 #include <numeric>
-#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "base/mutex.h"
 #include "base/status_macros.h"
 #include "base/thread_pool.h"
+#include "base/work_team.h"
 #include "model/batch_checks.h"
 #include "model/engine.h"
 #include "model/length_buckets.h"
@@ -41,12 +43,18 @@ namespace {
 constexpr int64_t kShareTokens = 512;
 // Rows of these that go from attention to the end of a layer at once.
 constexpr int64_t kChunkRows = 256;
+// Where threads share rows, what one takes at a time, at least.
+constexpr int64_t kLeastRangeRows = 64;
 // Above this (the busiest thread's tokens over the average) threads share rows.
 constexpr double kMaxImbalance = 1.15;
-// Fewer tokens are not worth waking a second thread for.
-constexpr int64_t kMinSharedTokens = 2 * kRowStep;
-// One that is asleep comes within this, where it gets a core.
-constexpr std::chrono::microseconds kHelpersComeWithin(100);
+// Up to so many tokens threads share columns, where their work would be unequal
+// otherwise; up to half of it where it would not, but a layer's weights are so
+// large that half of them are read faster.
+constexpr int64_t kMaxColumnTokens = 128;
+static_assert(kMaxColumnTokens <= kMaxPartRows);
+constexpr int64_t kLargeLayerBytes = int64_t{3} << 20;
+// More threads have too few columns each.
+constexpr int kMaxColumnThreads = 8;
 
 int64_t RoundUp(int64_t n, int64_t step) {
   return (n + step - 1) / step * step;
@@ -150,16 +158,26 @@ ProductInput From(ProductInput input, int64_t row, int64_t width) {
   return input;
 }
 
-// What the threads of one share of a batch work on together.
+ProductOutput From(ProductOutput output, int64_t row, int64_t width) {
+  output.data = static_cast<const std::byte*>(output.data) +
+                row * width * ElementBytes(output.type);
+  if (output.row_scales != nullptr) output.row_scales += row;
+  return output;
+}
+
+// The rows of a share.
 struct Rows {
   Buffer tokens, stream, query_key_value[2];
-  InputBuffer stream_input, context;
+  InputBuffer stream_input;
+  // Some threads are in the layer before while others are in the next: the
+  // layers' keys and values take turns.
+  bool take_turns = false;
 };
 
 // What a thread has for itself.
 struct Scratch {
   ProductContext products;
-  Buffer wide, maxima, attention, output, middle;
+  Buffer wide, maxima, attention, context, output, middle, part;
   InputBuffer context_input, norm_input, middle_input;
   Buffer pooled, dense, logits;
 };
@@ -176,53 +194,6 @@ struct Placed {
   int64_t length = 0;
 };
 
-// Waits until `value` is no longer `old`, and returns what it is. Spins at
-// first, since what is waited for is some microseconds of another thread's
-// work; then sleeps, for that thread may lack the core that this one spins on.
-int AwaitChange(const std::atomic<int>& value, int old) {
-  for (int spins = 0; spins < 2000; ++spins) {
-    const int now = value.load(std::memory_order_acquire);
-    if (now != old) return now;
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
-  }
-  int now;
-  while ((now = value.load(std::memory_order_acquire)) == old) value.wait(old);
-  return now;
-}
-
-// Where threads that share rows wait for each other.
-class Meeting {
- public:
-  explicit Meeting(int threads) : threads_(threads) {}
-
-  // False once somebody has given up.
-  [[nodiscard]] bool Wait() {
-    int round = round_.load(std::memory_order_acquire);
-    if (round == kGivenUp) return false;
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < threads_) {
-      return AwaitChange(round_, round) != kGivenUp;
-    }
-    arrived_.store(0, std::memory_order_relaxed);
-    const bool all = round_.compare_exchange_strong(round, round + 1);
-    round_.notify_all();
-    return all;
-  }
-
-  // The others need not wait for this thread any more.
-  void GiveUp() {
-    round_.store(kGivenUp);
-    round_.notify_all();
-  }
-
- private:
-  static constexpr int kGivenUp = -1;
-  const int threads_;
-  std::atomic<int> arrived_{0};
-  std::atomic<int> round_{0};
-};
-
 // Memory is the only thing that may throw while a batch runs.
 template <typename F>
 absl::Status OutOfMemoryIsAnError(F run) {
@@ -232,6 +203,42 @@ absl::Status OutOfMemoryIsAnError(F run) {
     return absl::ResourceExhaustedError("no memory to run a batch in");
   }
 }
+
+// Those who work on a share: one thread, or it as the leader of a team.
+struct Crew {
+  struct Team {
+    explicit Team(int members) : workspaces(members) {}
+    WorkTeam work;
+    std::vector<Workspace*> workspaces;  // of each member that has come
+  };
+
+  Scratch* scratch = nullptr;  // the leader's
+  Team* team = nullptr;        // null: alone
+
+  // Calls f(task, scratch of who does it) for tasks 0 to tasks - 1.
+  absl::Status ForTasks(
+      int tasks, absl::FunctionRef<absl::Status(int, Scratch*)> f) const {
+    return team->work.For(tasks, [&](int task, int member) {
+      return OutOfMemoryIsAnError(
+          [&] { return f(task, &team->workspaces[member]->scratch); });
+    });
+  }
+  // Calls f(first, count, scratch) for ranges of `rows` rows.
+  template <typename F>
+  absl::Status ForRows(int64_t rows, F f) const {
+    if (team == nullptr) {
+      f(0, rows, scratch);
+      return absl::OkStatus();
+    }
+    const int64_t ranges =
+        std::min<int64_t>(rows, static_cast<int64_t>(team->workspaces.size()));
+    return ForTasks(static_cast<int>(ranges), [&](int task, Scratch* own) {
+      const int64_t first = rows * task / ranges;
+      f(first, rows * (task + 1) / ranges - first, own);
+      return absl::OkStatus();
+    });
+  }
+};
 
 class OneDnnEngine final : public Engine {
  public:
@@ -264,12 +271,12 @@ class OneDnnEngine final : public Engine {
  private:
   class Loader;
 
-  // Some sequences of a batch, to be run by one thread or by several that
-  // share the rows.
+  // Some sequences of a batch that run through the layers together.
   struct Share {
     const Batch& batch;
     std::vector<Placed> sequences;  // one after the other, from row 0 on
     int64_t tokens = 0;
+    bool only_first_tokens = true;  // are what its heads read
     Outputs& outputs;
 
     int64_t rows() const { return RoundUp(tokens, kRowStep); }
@@ -304,7 +311,7 @@ class OneDnnEngine final : public Engine {
     WorkspaceLoan(const WorkspaceLoan&) = delete;
     WorkspaceLoan& operator=(const WorkspaceLoan&) = delete;
 
-    Workspace* operator->() const { return workspace_.get(); }
+    Workspace* get() const { return workspace_.get(); }
 
    private:
     const OneDnnEngine& engine_;
@@ -313,27 +320,60 @@ class OneDnnEngine final : public Engine {
 
   Share MakeShare(const Batch& batch, const std::vector<int>& sequences,
                   Outputs* outputs) const;
+  // Returns run(team, its leader's workspace); threads of the engine that have
+  // nothing else to do help.
+  absl::Status WithTeam(
+      int members,
+      absl::FunctionRef<absl::Status(Crew::Team*, Workspace*)> run) const;
   // Each thread sequences of its own.
   absl::Status RunApart(const Batch& batch,
                         const std::vector<std::vector<int>>& shares,
                         Outputs* outputs) const;
   // All threads the same sequences.
-  absl::Status RunTogether(const Share& share) const;
+  absl::Status RunByRows(const Share& share) const;
+  absl::Status RunByColumns(const Share& share) const;
 
-  // Makes room for a share and writes down its tokens.
+  // From the tokens to the heads; of a team, its leader. Throws std::bad_alloc,
+  // as what follows does.
+  absl::Status RunShare(const Share& share, Crew::Team* team,
+                        Workspace* workspace) const;
+  // Its steps: Prepare, which makes room and writes down the tokens; Embed;
+  // Project and Attend for each layer; RunHeads. Of rows [begin, end), begin is
+  // a multiple of kRowStep.
   void Prepare(const Share& share, Rows* rows) const;
-  // Rows [begin, end) of the share, begin a multiple of kRowStep. `meeting` is
-  // where the threads of the other rows are met; null: there are none. Throws
-  // std::bad_alloc.
-  absl::Status RunRows(const Share& share, int64_t begin, int64_t end,
-                       Rows* rows, Scratch* scratch, Meeting* meeting) const;
-  absl::Status RunHeads(const Share& share,
-                        const std::vector<Placed>& sequences,
-                        const float* stream, Scratch* scratch) const;
-  // y = x times the weights.
+  absl::Status Embed(const Share& share, int64_t begin, int64_t end, Rows* rows,
+                     const Crew& crew) const;
+  // The layer's queries, keys and values.
+  absl::Status Project(const Share& share, size_t layer, int64_t begin,
+                       int64_t end, Rows* rows, const Crew& crew) const;
+  // The rest of the layer, once all rows are projected. Of the last layer,
+  // where only first tokens are read, no others are finished, and these are
+  // moved to `begin` and the rows behind it.
+  absl::Status Attend(const Share& share, size_t layer, int64_t begin,
+                      int64_t end, Rows* rows, const Crew& crew) const;
+  // Attend's product of the intermediate width, activated.
+  absl::StatusOr<ProductInput> RunIntermediate(const Layer& layer,
+                                               const ProductInput& x,
+                                               int64_t rows,
+                                               const Crew& crew) const;
+  // All layers were run in ranges of so many rows.
+  absl::Status RunHeads(const Share& share, int64_t range_rows, Rows* rows,
+                        Scratch* scratch) const;
+
+  ProductInput InputOfLayer(const Share& share, size_t layer, Rows* rows) const;
+  std::byte* QueryKeyValue(const Share& share, size_t layer, Rows* rows) const;
+  // Multiplies x and the weights; calls use(y, columns, scratch) with all rows
+  // of the product: of all its columns, or of each part of them by who of the
+  // team has it. `whole` is room for the first case.
+  using UseProduct = absl::FunctionRef<void(const ProductOutput&,
+                                            ProductCode::Columns, Scratch*)>;
+  absl::Status Multiply(const Linear& linear, const ProductInput& x,
+                        int64_t rows, void* whole, const Crew& crew,
+                        UseProduct use) const;
+  // Into y (rows, columns).
   absl::StatusOr<ProductOutput> Multiply(const Linear& linear,
                                          const ProductInput& x, int64_t rows,
-                                         void* y, Scratch* scratch) const;
+                                         void* y, const Crew& crew) const;
 
   ProductInput InputOf(const Linear& linear, InputBuffer* buffer,
                        int64_t rows) const {
@@ -350,9 +390,12 @@ class OneDnnEngine final : public Engine {
   // Constant once Create has returned.
   int64_t width_ = 0;       // of the stream
   int64_t head_width_ = 0;  // of one head of attention
+  int64_t attention_width_ = 0;
   int64_t inner_width_ = 0;
   int64_t widest_ = 0;
   int zero_ = 128;
+  bool has_parts_ = true;    // every product of the layers
+  int64_t layer_bytes_ = 0;  // of the first layer's packed weights
   Activation activation_ = Activation::kGelu;
   Element between_ = Element::kF32;  // of queries, keys, values and context
   std::vector<std::byte> words_;
@@ -375,187 +418,319 @@ class OneDnnEngine final : public Engine {
 
 // ---------------------------------------------------------------- running
 
-absl::StatusOr<ProductOutput> OneDnnEngine::Multiply(const Linear& linear,
-                                                     const ProductInput& x,
-                                                     int64_t rows, void* y,
-                                                     Scratch* scratch) const {
+// What a product wrote to `data`, from column `begin` on.
+ProductOutput OutputOf(const Linear& linear, const ProductInput& x,
+                       const void* data, int64_t begin) {
+  ProductOutput out;
+  out.type = OutputElement(linear.type());
+  out.data = data;
+  if (!linear.bias.empty()) out.bias = linear.bias.data() + begin;
+  if (linear.type() == ProductType::kInt8) {
+    out.row_scales = x.scales;
+    out.column_scales = linear.column_scales.data() + begin;
+    out.corrections = linear.corrections.data() + begin;
+  }
+  return out;
+}
+
+absl::Status OneDnnEngine::Multiply(const Linear& linear, const ProductInput& x,
+                                    int64_t rows, void* whole, const Crew& crew,
+                                    UseProduct use) const {
   if (observer_ != nullptr && x.type == Element::kU8) {
-    float* const maxima = scratch->maxima.Get<float>(rows);
+    float* const maxima = crew.scratch->maxima.Get<float>(rows);
     for (int64_t r = 0; r < rows; ++r) {
       maxima[r] = x.scales[r] * static_cast<float>(x.zero - 1);
     }
     observer_->Observe(linear.layer, linear.product, maxima, rows);
   }
-  RETURN_IF_ERROR(linear.code->Run(
-      *linear.weights, x.data, y, RoundUp(rows, kRowStep), &scratch->products));
-  ProductOutput out;
-  out.type = OutputElement(linear.type());
-  out.data = y;
-  if (!linear.bias.empty()) out.bias = linear.bias.data();
-  if (linear.type() == ProductType::kInt8) {
-    out.row_scales = x.scales;
-    out.column_scales = linear.column_scales.data();
-    out.corrections = linear.corrections.data();
+  const int64_t padded = RoundUp(rows, kRowStep);
+  if (crew.team == nullptr) {
+    RETURN_IF_ERROR(linear.code->Run(*linear.weights, x.data, whole, padded,
+                                     &crew.scratch->products));
+    use(OutputOf(linear, x, whole, 0), {0, linear.to()}, crew.scratch);
+    return absl::OkStatus();
+  }
+  const std::vector<ProductCode::Columns>& parts = linear.code->parts();
+  const auto multiply = [&](int p, Scratch* scratch) -> absl::Status {
+    const int64_t width = parts[p].end - parts[p].begin;
+    auto* const part = scratch->part.Get<std::byte>(
+        padded * width * ElementBytes(OutputElement(linear.type())));
+    RETURN_IF_ERROR(linear.code->RunPart(p, *linear.weights, x.data, part,
+                                         padded, &scratch->products));
+    use(OutputOf(linear, x, part, parts[p].begin), parts[p], scratch);
+    return absl::OkStatus();
+  };
+  return crew.ForTasks(static_cast<int>(parts.size()), multiply);
+}
+
+absl::StatusOr<ProductOutput> OneDnnEngine::Multiply(const Linear& linear,
+                                                     const ProductInput& x,
+                                                     int64_t rows, void* y,
+                                                     const Crew& crew) const {
+  const auto copy = [&](const ProductOutput& part, ProductCode::Columns columns,
+                        Scratch*) {
+    if (part.data == y) return;
+    const int64_t element = ElementBytes(part.type);
+    const int64_t bytes = (columns.end - columns.begin) * element;
+    const auto* from = static_cast<const std::byte*>(part.data);
+    auto* to = static_cast<std::byte*>(y) + columns.begin * element;
+    for (int64_t r = 0; r < rows; ++r) {
+      std::copy_n(from, bytes, to);
+      from += bytes;
+      to += linear.to() * element;
+    }
+  };
+  RETURN_IF_ERROR(Multiply(linear, x, rows, y, crew, copy));
+  return OutputOf(linear, x, y, 0);
+}
+
+// Calls the kernel f(y, rows, width, next) where y is `columns` of rows as wide
+// as those of `next`, `width`.
+template <typename F>
+void ForColumns(const ProductOutput& y, ProductCode::Columns columns,
+                int64_t rows, const ProductInput& next, int64_t width, F f) {
+  const int64_t count = columns.end - columns.begin;
+  if (count == width) {
+    f(y, rows, width, next);
+    return;
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    ProductInput row = From(next, r, width);
+    row.data = static_cast<std::byte*>(row.data) +
+               columns.begin * ElementBytes(row.type);
+    f(From(y, r, count), 1, count, row);
+  }
+}
+
+// What the layer's first product reads; all rows.
+ProductInput OneDnnEngine::InputOfLayer(const Share& share, size_t layer,
+                                        Rows* rows) const {
+  ProductInput out = InputOf(layers_[layer].query_key_value,
+                             &rows->stream_input, share.rows());
+  if (out.type == Element::kF32) {
+    out.data = rows->stream.Get<float>(share.rows() * width_);
   }
   return out;
 }
 
-absl::Status OneDnnEngine::RunRows(const Share& share, int64_t begin,
-                                   int64_t end, Rows* rows, Scratch* scratch,
-                                   Meeting* meeting) const {
+std::byte* OneDnnEngine::QueryKeyValue(const Share& share, size_t layer,
+                                       Rows* rows) const {
+  return rows->query_key_value[rows->take_turns ? layer % 2 : 0].Get<std::byte>(
+      share.rows() * 3 * attention_width_ * ElementBytes(between_));
+}
+
+absl::Status OneDnnEngine::Embed(const Share& share, int64_t begin, int64_t end,
+                                 Rows* rows, const Crew& crew) const {
+  const TokenIds* const tokens = rows->tokens.Get<TokenIds>(share.rows());
+  float* const stream = rows->stream.Get<float>(share.rows() * width_);
+  const ProductInput input = InputOfLayer(share, 0, rows);
+  return crew.ForRows(end - begin, [&](int64_t first, int64_t count, Scratch*) {
+    const int64_t row = begin + first;
+    kernels_.embed(tables_, tokens + row, count, embeddings_norm_.norm,
+                   stream + row * width_, From(input, row, width_));
+  });
+}
+
+absl::Status OneDnnEngine::Project(const Share& share, size_t layer,
+                                   int64_t begin, int64_t end, Rows* rows,
+                                   const Crew& crew) const {
+  const Linear& linear = layers_[layer].query_key_value;
+  const ProductInput input =
+      From(InputOfLayer(share, layer, rows), begin, width_);
   const int64_t count = end - begin;
-  const int64_t attention_width = config_.num_heads * head_width_;
-  const int64_t all_rows = share.rows();
-  float* const all_stream = rows->stream.Get<float>(all_rows * width_);
-  float* const stream = all_stream + begin * width_;
-  float* const wide = scratch->wide.Get<float>(widest_);
-  // This thread's rows of what the layer's first product reads.
-  const auto input_of_layer = [&](const Layer& layer) {
-    ProductInput out =
-        From(InputOf(layer.query_key_value, &rows->stream_input, all_rows),
-             begin, width_);
-    if (out.type == Element::kF32) out.data = stream;
-    return out;
-  };
+  const int64_t row_bytes = linear.to() * ElementBytes(between_);
+  std::byte* const out = QueryKeyValue(share, layer, rows) + begin * row_bytes;
+  if (linear.type() != ProductType::kInt8) {
+    return Multiply(linear, input, count, out, crew).status();
+  }
+  for (int64_t r = 0; r < count; r += kChunkRows) {
+    const int64_t n = std::min<int64_t>(kChunkRows, count - r);
+    int32_t* const exact =
+        crew.scratch->middle.Get<int32_t>(kChunkRows * linear.to());
+    ProductInput floats;
+    floats.type = between_;
+    floats.data = out + r * row_bytes;
+    const auto convert = [&](const ProductOutput& y,
+                             ProductCode::Columns columns, Scratch* scratch) {
+      float* const row = scratch->wide.Get<float>(widest_);
+      ForColumns(y, columns, n, floats, linear.to(),
+                 [&](const ProductOutput& part, int64_t rows_of_part,
+                     int64_t width, const ProductInput& next) {
+                   kernels_.convert(part, rows_of_part, width, row, next);
+                 });
+    };
+    RETURN_IF_ERROR(
+        Multiply(linear, From(input, r, width_), n, exact, crew, convert));
+  }
+  return absl::OkStatus();
+}
 
-  ProductInput input = input_of_layer(layers_.front());
-  kernels_.embed(tables_, rows->tokens.Get<TokenIds>(all_rows) + begin, count,
-                 embeddings_norm_.norm, stream, input);
-
-  // The sequences whose heads are this thread's, and whether those or the one
-  // that goes on here need more than first tokens.
-  std::vector<Placed> own;
-  bool only_first_tokens = true;
-  for (const Placed& placed : share.sequences) {
-    if (placed.first + placed.length <= begin || placed.first >= end) continue;
-    if (placed.first >= begin) own.push_back(placed);
-    for (size_t h = 0; h < heads_.size(); ++h) {
-      only_first_tokens &= !(share.batch.heads[placed.sequence] >> h & 1) ||
-                           heads_[h].pooling != internal::POOLING_MEAN;
+absl::Status OneDnnEngine::Attend(const Share& share, size_t layer_number,
+                                  int64_t begin, int64_t end, Rows* rows,
+                                  const Crew& crew) const {
+  const Layer& layer = layers_[layer_number];
+  const bool last = layer_number + 1 == layers_.size();
+  float* const stream =
+      rows->stream.Get<float>(share.rows() * width_) + begin * width_;
+  // Of the last layer's rows only those that a head reads are finished.
+  const bool compact = last && share.only_first_tokens;
+  int64_t count = end - begin;
+  if (compact) {
+    count = 0;
+    for (const Placed& placed : share.sequences) {
+      if (placed.first < begin || placed.first >= end) continue;
+      if (placed.first != begin + count) {
+        std::copy_n(stream + (placed.first - begin) * width_, width_,
+                    stream + count * width_);
+      }
+      ++count;
     }
   }
-
-  for (size_t l = 0; l < layers_.size(); ++l) {
-    const Layer& layer = layers_[l];
-    const bool last = l + 1 == layers_.size();
-    // Keys and values are for all to read, until the layer after the next.
-    Buffer& shared = rows->query_key_value[meeting == nullptr ? 0 : l % 2];
-    const int64_t qkv_row = 3 * attention_width * ElementBytes(between_);
-    std::byte* const all_qkv = shared.Get<std::byte>(all_rows * qkv_row);
-    std::byte* const qkv = all_qkv + begin * qkv_row;
-    if (layer.query_key_value.type() == ProductType::kInt8) {
-      for (int64_t r = 0; r < count; r += kChunkRows) {
-        const int64_t n = std::min<int64_t>(kChunkRows, count - r);
-        int32_t* const exact =
-            scratch->middle.Get<int32_t>(kChunkRows * 3 * attention_width);
-        ASSIGN_OR_RETURN(const ProductOutput y,
-                         Multiply(layer.query_key_value,
-                                  From(input, r, layer.query_key_value.from()),
-                                  n, exact, scratch));
-        ProductInput floats;
-        floats.type = between_;
-        floats.data = qkv + r * qkv_row;
-        kernels_.convert(y, n, 3 * attention_width, wide, floats);
-      }
-    } else {
-      RETURN_IF_ERROR(
-          Multiply(layer.query_key_value, input, count, qkv, scratch).status());
-    }
-    // Whoever gave up has the error.
-    if (meeting != nullptr && !meeting->Wait()) return absl::OkStatus();
-
-    // Of the last layer's rows only those that a head reads are finished.
-    const bool compact = last && only_first_tokens;
-    ProductInput context =
-        rows->context.Rows(between_, all_rows, attention_width, 0, 0);
-    const int64_t context_row = attention_width * ElementBytes(between_);
-    std::byte* const context_rows =
-        static_cast<std::byte*>(context.data) + begin * context_row;
+  const std::byte* const qkv = QueryKeyValue(share, layer_number, rows);
+  // The context of rows [first, first + wanted) of those `count`.
+  const auto attend = [&](int64_t first, int64_t wanted,
+                          const ProductInput& context, Scratch* scratch) {
     AttentionTask task;
     task.type = between_;
     task.heads = config_.num_heads;
     task.head_width = head_width_;
-    int64_t next_row = 0;
+    int64_t row = 0;  // of the sequence's first query
     for (const Placed& placed : share.sequences) {
       const int64_t from = std::max(placed.first, begin);
       int64_t to = std::min(placed.first + placed.length, end);
       if (compact) to = std::min(to, placed.first + 1);
       if (from >= to) continue;
-      task.qkv = all_qkv + placed.first * qkv_row;
-      task.length = placed.length;
-      task.first_query = from - placed.first;
-      task.queries = to - from;
-      const int64_t row = compact ? next_row++ : from - begin;
-      task.context = context_rows + row * context_row;
-      task.scratch = scratch->attention.Get<float>(
-          AttentionScratch(placed.length, head_width_));
-      kernels_.attend(task);
-      if (compact && row != from - begin) {
-        std::copy_n(stream + (from - begin) * width_, width_,
-                    stream + row * width_);
+      const int64_t begin_here = std::max(row, first);
+      const int64_t end_here = std::min(row + to - from, first + wanted);
+      if (begin_here < end_here) {
+        task.qkv =
+            qkv + placed.first * 3 * attention_width_ * ElementBytes(between_);
+        task.length = placed.length;
+        task.first_query = from - placed.first + begin_here - row;
+        task.queries = end_here - begin_here;
+        task.context = From(context, begin_here - first, attention_width_).data;
+        task.scratch = scratch->attention.Get<float>(
+            AttentionScratch(placed.length, head_width_));
+        kernels_.attend(task);
       }
+      row += to - from;
     }
-    const int64_t left = compact ? next_row : count;
+  };
 
-    // The rest of the layer is each row's own.
-    ProductInput next;  // the stream itself
-    next.data = stream;
-    if (!last) next = input_of_layer(layers_[l + 1]);
-    for (int64_t r = 0; r < left; r += kChunkRows) {
-      const int64_t n = std::min<int64_t>(kChunkRows, left - r);
-      float* const x = stream + r * width_;
-      ProductInput attended;
-      if (InputElement(layer.attention_output.type()) == between_) {
-        attended = From(context, begin + r, attention_width);
-      } else {
-        attended = InputOf(layer.attention_output, &scratch->context_input,
-                           kChunkRows);
-        ProductOutput plain;
-        plain.type = between_;
-        plain.data = context_rows + r * context_row;
-        kernels_.convert(plain, n, attention_width, wide, attended);
-      }
-      void* const y = scratch->output.Get<float>(kChunkRows * width_);
-      ASSIGN_OR_RETURN(ProductOutput out, Multiply(layer.attention_output,
-                                                   attended, n, y, scratch));
-      ProductInput middle =
-          InputOf(layer.intermediate, &scratch->norm_input, kChunkRows);
-      if (middle.type == Element::kF32) middle.data = x;
-      kernels_.add_and_normalize(out, n, layer.attention_norm.norm, x, middle);
+  // From here on a row needs no others.
+  ProductInput next;  // the stream itself
+  next.data = stream;
+  if (!last) {
+    next = From(InputOfLayer(share, layer_number + 1, rows), begin, width_);
+  }
+  Scratch& own = *crew.scratch;
+  for (int64_t r = 0; r < count; r += kChunkRows) {
+    const int64_t n = std::min<int64_t>(kChunkRows, count - r);
+    float* const x = stream + r * width_;
+    ProductInput context;
+    context.type = between_;
+    context.data = own.context.Get<float>(kChunkRows * attention_width_);
+    const bool convert =
+        InputElement(layer.attention_output.type()) != between_;
+    const ProductInput attended =
+        convert
+            ? InputOf(layer.attention_output, &own.context_input, kChunkRows)
+            : context;
+    RETURN_IF_ERROR(
+        crew.ForRows(n, [&](int64_t first, int64_t part, Scratch* scratch) {
+          const ProductInput here = From(context, first, attention_width_);
+          attend(r + first, part, here, scratch);
+          if (!convert) return;
+          ProductOutput plain;
+          plain.type = here.type;
+          plain.data = here.data;
+          kernels_.convert(plain, part, attention_width_,
+                           scratch->wide.Get<float>(widest_),
+                           From(attended, first, attention_width_));
+        }));
 
-      void* const wide_rows =
-          scratch->middle.Get<float>(kChunkRows * inner_width_);
-      ASSIGN_OR_RETURN(
-          out, Multiply(layer.intermediate, middle, n, wide_rows, scratch));
-      // In place where the types are the same.
-      ProductInput activated;
-      if (InputElement(layer.output.type()) == out.type) {
-        activated.type = out.type;
-        activated.data = wide_rows;
-      } else {
-        activated = InputOf(layer.output, &scratch->middle_input, kChunkRows);
-      }
-      kernels_.activate(activation_, out, n, inner_width_, wide, activated);
-      ASSIGN_OR_RETURN(out, Multiply(layer.output, activated, n, y, scratch));
-      kernels_.add_and_normalize(out, n, layer.output_norm.norm, x,
-                                 From(next, r, width_));
-    }
-    input = next;
+    void* const y = own.output.Get<float>(kChunkRows * width_);
+    ASSIGN_OR_RETURN(ProductOutput out,
+                     Multiply(layer.attention_output, attended, n, y, crew));
+    ProductInput middle =
+        InputOf(layer.intermediate, &own.norm_input, kChunkRows);
+    if (middle.type == Element::kF32) middle.data = x;
+    const auto add_and_normalize = [&](const Norm& norm,
+                                       const ProductInput& result) {
+      return crew.ForRows(n, [&](int64_t first, int64_t part, Scratch*) {
+        kernels_.add_and_normalize(From(out, first, width_), part, norm,
+                                   x + first * width_,
+                                   From(result, first, width_));
+      });
+    };
+    RETURN_IF_ERROR(add_and_normalize(layer.attention_norm.norm, middle));
+
+    ASSIGN_OR_RETURN(const ProductInput activated,
+                     RunIntermediate(layer, middle, n, crew));
+    ASSIGN_OR_RETURN(out, Multiply(layer.output, activated, n, y, crew));
+    RETURN_IF_ERROR(
+        add_and_normalize(layer.output_norm.norm, From(next, r, width_)));
   }
-  // A mean needs all rows of its sequence.
-  if (meeting != nullptr && !meeting->Wait()) return absl::OkStatus();
-  if (only_first_tokens) {
-    for (size_t i = 0; i < own.size(); ++i) {
-      own[i].first = begin + static_cast<int64_t>(i);
-    }
-  }
-  return RunHeads(share, own, all_stream, scratch);
+  return absl::OkStatus();
 }
 
-absl::Status OneDnnEngine::RunHeads(const Share& share,
-                                    const std::vector<Placed>& sequences,
-                                    const float* stream,
-                                    Scratch* scratch) const {
+absl::StatusOr<ProductInput> OneDnnEngine::RunIntermediate(
+    const Layer& layer, const ProductInput& x, int64_t rows,
+    const Crew& crew) const {
+  const Linear& linear = layer.intermediate;
+  void* const y = crew.scratch->middle.Get<float>(kChunkRows * inner_width_);
+  // In place where the types are the same.
+  ProductInput out;
+  out.type = InputElement(layer.output.type());
+  out.data = y;
+  if (out.type != OutputElement(linear.type())) {
+    out = InputOf(layer.output, &crew.scratch->middle_input, kChunkRows);
+  }
+  const auto activate = [&](const ProductOutput& part, int64_t rows_of_part,
+                            int64_t width, const ProductInput& next,
+                            Scratch* scratch) {
+    kernels_.activate(activation_, part, rows_of_part, width,
+                      scratch->wide.Get<float>(widest_), next);
+  };
+  if (out.type == Element::kU8) {
+    // A row's scale is of all its columns.
+    ASSIGN_OR_RETURN(const ProductOutput all,
+                     Multiply(linear, x, rows, y, crew));
+    RETURN_IF_ERROR(
+        crew.ForRows(rows, [&](int64_t first, int64_t count, Scratch* scratch) {
+          activate(From(all, first, inner_width_), count, inner_width_,
+                   From(out, first, inner_width_), scratch);
+        }));
+  } else {
+    const auto activate_columns = [&](const ProductOutput& part,
+                                      ProductCode::Columns columns,
+                                      Scratch* scratch) {
+      ForColumns(part, columns, rows, out, inner_width_,
+                 [&](const ProductOutput& of_rows, int64_t count, int64_t width,
+                     const ProductInput& next) {
+                   activate(of_rows, count, width, next, scratch);
+                 });
+    };
+    RETURN_IF_ERROR(Multiply(linear, x, rows, y, crew, activate_columns));
+  }
+  return out;
+}
+
+absl::Status OneDnnEngine::RunHeads(const Share& share, int64_t range_rows,
+                                    Rows* rows, Scratch* scratch) const {
+  const float* const stream = rows->stream.Get<float>(share.rows() * width_);
+  std::vector<Placed> sequences = share.sequences;
+  if (share.only_first_tokens) {
+    // Where Attend has moved them.
+    int64_t range = -1, row = 0;
+    for (Placed& placed : sequences) {
+      if (placed.first / range_rows != range) {
+        range = placed.first / range_rows;
+        row = range * range_rows;
+      }
+      placed.first = row++;
+    }
+  }
   const auto wants = [&share](const Placed& placed, size_t head) {
     return (share.batch.heads[placed.sequence] >> head & 1) != 0;
   };
@@ -628,22 +803,25 @@ OneDnnEngine::Share OneDnnEngine::MakeShare(const Batch& batch,
     const int64_t length = batch.offsets[s + 1] - batch.offsets[s];
     share.sequences.push_back({s, share.tokens, length});
     share.tokens += length;
+    for (size_t h = 0; h < heads_.size(); ++h) {
+      share.only_first_tokens &= !(batch.heads[s] >> h & 1) ||
+                                 heads_[h].pooling != internal::POOLING_MEAN;
+    }
   }
   return share;
 }
 
 void OneDnnEngine::Prepare(const Share& share, Rows* rows) const {
   const int64_t count = share.rows();
-  const int64_t attention_width = config_.num_heads * head_width_;
   // As large as any layer wants them: threads that share rows must not find
   // them too small.
   rows->stream.Get<float>(count * width_);
   rows->stream_input.Rows(Element::kF32, count, width_, 0, 0);
   rows->stream_input.Rows(Element::kU8, count, width_, 0, 0);
-  rows->context.Rows(Element::kF32, count, attention_width, 0, 0);
   for (Buffer& buffer : rows->query_key_value) {
-    buffer.Get<float>(3 * count * attention_width);
+    buffer.Get<float>(3 * count * attention_width_);
   }
+  rows->take_turns = false;
   TokenIds* out = rows->tokens.Get<TokenIds>(count);
   for (const Placed& placed : share.sequences) {
     const int32_t first = share.batch.offsets[placed.sequence];
@@ -655,126 +833,94 @@ void OneDnnEngine::Prepare(const Share& share, Rows* rows) const {
   }
 }
 
+absl::Status OneDnnEngine::RunShare(const Share& share, Crew::Team* team,
+                                    Workspace* workspace) const {
+  Rows* const rows = &workspace->rows;
+  const Crew crew = {&workspace->scratch, team};
+  Prepare(share, rows);
+  RETURN_IF_ERROR(Embed(share, 0, share.tokens, rows, crew));
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    RETURN_IF_ERROR(Project(share, l, 0, share.tokens, rows, crew));
+    RETURN_IF_ERROR(Attend(share, l, 0, share.tokens, rows, crew));
+  }
+  return RunHeads(share, share.rows(), rows, crew.scratch);
+}
+
+absl::Status OneDnnEngine::WithTeam(
+    int members,
+    absl::FunctionRef<absl::Status(Crew::Team*, Workspace*)> run) const {
+  const auto team = std::make_shared<Crew::Team>(members);
+  const WorkspaceLoan own(this);
+  team->workspaces[0] = own.get();
+  for (int member = 1; member < members; ++member) {
+    // Where the pool is full, and where there is no memory for one who helps,
+    // the others do its work. One that comes late touches nothing of this call.
+    static_cast<void>(pool_->Post([this, team, member] {
+      if (team->work.dissolved()) return;
+      static_cast<void>(OutOfMemoryIsAnError([&] {
+        const WorkspaceLoan loan(this);
+        team->workspaces[member] = loan.get();
+        team->work.Help(member);
+        return absl::OkStatus();
+      }));
+    }));
+  }
+  const absl::Status status =
+      OutOfMemoryIsAnError([&] { return run(team.get(), own.get()); });
+  team->work.Dissolve();
+  return status;
+}
+
 absl::Status OneDnnEngine::RunApart(const Batch& batch,
                                     const std::vector<std::vector<int>>& shares,
                                     Outputs* outputs) const {
-  // Helpers take shares as this thread does. One that comes when all are taken,
-  // since another batch had it, is not waited for: it finds nothing to do and
-  // touches nothing of this call.
-  struct Work {
-    std::atomic<int> next{0};
-    std::atomic<int> done{0};
-  };
-  const auto work = std::make_shared<Work>();
   const int count = static_cast<int>(shares.size());
-  std::vector<absl::Status> results(shares.size());
-  const auto run = [this, work, count, &batch, &shares, &results, outputs] {
-    for (int i; (i = work->next++) < count;) {
-      results[i] = OutOfMemoryIsAnError([&]() -> absl::Status {
-        const WorkspaceLoan loan(this);
-        const Share share = MakeShare(batch, shares[i], outputs);
-        Prepare(share, &loan->rows);
-        return RunRows(share, 0, share.tokens, &loan->rows, &loan->scratch,
-                       nullptr);
+  const int members = started_.load() ? std::min(threads_, count) : 1;
+  return WithTeam(members, [&](Crew::Team* team, Workspace*) {
+    const auto run = [&](int i, int member) {
+      return OutOfMemoryIsAnError([&] {
+        return RunShare(MakeShare(batch, shares[i], outputs), /*team=*/nullptr,
+                        team->workspaces[member]);
       });
-      work->done.fetch_add(1, std::memory_order_release);
-      work->done.notify_one();
-    }
-  };
-  const int helpers = started_.load() ? std::min(threads_, count) - 1 : 0;
-  for (int t = 0; t < helpers; ++t) {
-    // Where the pool is full, the others do its share.
-    static_cast<void>(pool_->Post(run));
-  }
-  run();
-  for (int done = work->done.load(std::memory_order_acquire); done < count;) {
-    done = AwaitChange(work->done, done);
-  }
-  for (const absl::Status& status : results) RETURN_IF_ERROR(status);
-  return absl::OkStatus();
+    };
+    return team->work.For(count, run, /*last=*/true);
+  });
 }
 
-absl::Status OneDnnEngine::RunTogether(const Share& share) const {
-  // A helper that is not there soon is not waited for: it may lack a core.
-  struct Team {
-    enum State { kInvited, kThere, kTooLate };
-    explicit Team(int helpers) : helpers(helpers), results(helpers + 1) {}
-    std::vector<std::atomic<int>> helpers;
-    std::atomic<int> size{0};  // set once all have come or are too late
-    std::atomic<int> done{0};  // helpers that are
-    std::optional<Meeting> meeting;
-    Rows* rows = nullptr;
-    std::vector<absl::Status> results;
-  };
-  const int most =
-      static_cast<int>(std::min<int64_t>(threads_, share.rows() / kRowStep));
-  const auto team = std::make_shared<Team>(most - 1);
-  // All memory before anyone is invited: one who has come waits to be told how
-  // many there are.
-  const WorkspaceLoan workspace(this);
-  Prepare(share, &workspace->rows);
-  team->rows = &workspace->rows;
-  // Rows of member `m` of the team.
-  const auto run = [this, &share](Team& team, int m, int size,
-                                  Scratch* scratch) {
-    const int64_t blocks = share.rows() / kRowStep;
-    const int64_t begin = blocks * m / size * kRowStep;
-    const int64_t end =
-        std::min(share.tokens, blocks * (m + 1) / size * kRowStep);
-    team.results[m] = OutOfMemoryIsAnError([&] {
-      return RunRows(share, begin, end, team.rows, scratch,
-                     size > 1 ? &*team.meeting : nullptr);
-    });
-    if (!team.results[m].ok()) team.meeting->GiveUp();
-  };
-  for (int h = 0; h < most - 1; ++h) {
-    const bool posted = pool_->Post([this, team, h, run] {
-      if (team->helpers[h].load() != Team::kInvited) return;
-      // All memory before it says that it is there; without, it is not missed.
-      std::optional<WorkspaceLoan> own;
-      if (!OutOfMemoryIsAnError([&] {
-             own.emplace(this);
-             return absl::OkStatus();
-           }).ok()) {
-        return;
-      }
-      int invited = Team::kInvited;
-      if (!team->helpers[h].compare_exchange_strong(invited, Team::kThere)) {
-        return;
-      }
-      const int size = AwaitChange(team->size, 0);
-      int member = 1;
-      for (int other = 0; other < h; ++other) {
-        member += team->helpers[other].load() == Team::kThere;
-      }
-      run(*team, member, size, &(*own)->scratch);
-      own.reset();
-      team->done.fetch_add(1, std::memory_order_release);
-      team->done.notify_one();
-    });
-    if (!posted) team->helpers[h].store(Team::kTooLate);
-  }
+absl::Status OneDnnEngine::RunByColumns(const Share& share) const {
+  return WithTeam(std::min(threads_, kMaxColumnThreads),
+                  [&](Crew::Team* team, Workspace* workspace) {
+                    return RunShare(share, team, workspace);
+                  });
+}
 
-  using Clock = std::chrono::steady_clock;
-  const Clock::time_point latest = Clock::now() + kHelpersComeWithin;
-  int size = 1;
-  for (std::atomic<int>& helper : team->helpers) {
-    while (helper.load() == Team::kInvited && Clock::now() < latest)
-      std::this_thread::yield();
-    int invited = Team::kInvited;
-    helper.compare_exchange_strong(invited, Team::kTooLate);
-    size += helper.load() == Team::kThere;
-  }
-  team->meeting.emplace(size);
-  team->size.store(size, std::memory_order_release);
-  team->size.notify_all();
-  run(*team, 0, size, &workspace->scratch);
-  for (int done = team->done.load(std::memory_order_acquire);
-       done < size - 1;) {
-    done = AwaitChange(team->done, done);
-  }
-  for (const absl::Status& status : team->results) RETURN_IF_ERROR(status);
-  return absl::OkStatus();
+absl::Status OneDnnEngine::RunByRows(const Share& share) const {
+  // Two for each thread, so that one who comes late finds something to do.
+  const int64_t range_rows = RoundUp(
+      std::max(share.rows() / (2 * threads_), kLeastRangeRows), kRowStep);
+  const int ranges =
+      static_cast<int>((share.rows() + range_rows - 1) / range_rows);
+  const auto run = [&](Crew::Team* team, Workspace* workspace) -> absl::Status {
+    Rows* const rows = &workspace->rows;
+    Prepare(share, rows);
+    rows->take_turns = true;
+    const Crew all = {&workspace->scratch, team};
+    // Nobody begins with a layer before all keys and values of it are there.
+    for (size_t l = 0; l <= layers_.size(); ++l) {
+      const auto step = [&](int range, Scratch* scratch) -> absl::Status {
+        const int64_t begin = range * range_rows;
+        const int64_t end = std::min(begin + range_rows, share.tokens);
+        const Crew one = {scratch, /*team=*/nullptr};
+        RETURN_IF_ERROR(l == 0 ? Embed(share, begin, end, rows, one)
+                               : Attend(share, l - 1, begin, end, rows, one));
+        if (l == layers_.size()) return absl::OkStatus();
+        return Project(share, l, begin, end, rows, one);
+      };
+      RETURN_IF_ERROR(all.ForTasks(ranges, step));
+    }
+    return RunHeads(share, range_rows, rows, all.scratch);
+  };
+  return WithTeam(std::min(threads_, ranges), run);
 }
 
 absl::StatusOr<Outputs> OneDnnEngine::Run(const Batch& batch) const {
@@ -792,12 +938,19 @@ absl::StatusOr<Outputs> OneDnnEngine::Run(const Batch& batch) const {
 
   const bool alone = threads_ == 1 || !started_.load(std::memory_order_acquire);
   const int threads = alone ? 1 : threads_;
-  if (!alone && batch.tokens() >= kMinSharedTokens &&
-      Imbalance(batch.offsets, threads) > kMaxImbalance) {
+  const bool unequal =
+      !alone && Imbalance(batch.offsets, threads) > kMaxImbalance;
+  const bool by_columns = !alone && has_parts_ &&
+                          batch.tokens() <= (unequal ? kMaxColumnTokens
+                                             : layer_bytes_ > kLargeLayerBytes
+                                                 ? kMaxColumnTokens / 2
+                                                 : 0);
+  const bool by_rows = unequal && batch.tokens() > kLeastRangeRows;
+  if (by_columns || by_rows) {
     std::vector<int> all(batch.sequences());
     std::iota(all.begin(), all.end(), 0);
     const Share share = MakeShare(batch, all, &outputs);
-    RETURN_IF_ERROR(OutOfMemoryIsAnError([&] { return RunTogether(share); }));
+    RETURN_IF_ERROR(by_columns ? RunByColumns(share) : RunByRows(share));
   } else {
     const int64_t rounds = std::max<int64_t>(
         1, (batch.tokens() + kShareTokens / 2) / (threads * kShareTokens));
@@ -826,8 +979,9 @@ class OneDnnEngine::Loader {
     engine_.width_ = RoundUp(config.hidden_size, kRowAlignment);
     engine_.head_width_ = RoundUp(head_size, kRowAlignment);
     engine_.inner_width_ = RoundUp(config.intermediate_size, kRowAlignment);
-    engine_.widest_ = std::max({engine_.width_, engine_.inner_width_,
-                                3 * config.num_heads * engine_.head_width_});
+    engine_.attention_width_ = config.num_heads * engine_.head_width_;
+    engine_.widest_ = std::max(
+        {engine_.width_, engine_.inner_width_, 3 * engine_.attention_width_});
     engine_.zero_ = HasExactInt8() ? 128 : 64;
     engine_.activation_ = config.hidden_act == "relu" ? Activation::kRelu
                           : config.hidden_act == "gelu_new"
@@ -843,6 +997,12 @@ class OneDnnEngine::Loader {
     for (int l = 0; l < config.num_layers; ++l) {
       engine_.layers_.emplace_back();
       RETURN_IF_ERROR(LoadLayer(l, &engine_.layers_.back()));
+    }
+    for (const Linear* linear :
+         {&engine_.layers_[0].query_key_value,
+          &engine_.layers_[0].attention_output,
+          &engine_.layers_[0].intermediate, &engine_.layers_[0].output}) {
+      engine_.layer_bytes_ += ProductCode::SizeBytes(*linear->weights);
     }
     for (const internal::Head& head : head_options_) {
       engine_.heads_.emplace_back();
@@ -929,15 +1089,17 @@ class OneDnnEngine::Loader {
     return absl::OkStatus();
   }
 
-  // `weights` (to, from), padded.
+  // `weights` (to, from), padded, whose columns `threads` may share.
   absl::StatusOr<Linear> Pack(ProductType type, int64_t from, int64_t to,
-                              std::vector<float> weights,
+                              int threads, std::vector<float> weights,
                               std::vector<float> bias) {
     const ProductShape shape = {.type = type,
                                 .from = from,
                                 .to = to,
-                                .bias = type != ProductType::kInt8};
-    std::shared_ptr<const ProductCode>& code = codes_[{type, from, to}];
+                                .bias = type != ProductType::kInt8,
+                                .parts = std::min(threads, kMaxColumnThreads)};
+    std::shared_ptr<const ProductCode>& code =
+        codes_[{type, from, to, threads}];
     if (code == nullptr) {
       ASSIGN_OR_RETURN(code, ProductCode::Create(shape));
     }
@@ -985,8 +1147,9 @@ class OneDnnEngine::Loader {
         }
       }
     }
-    ASSIGN_OR_RETURN(Linear out,
-                     Pack(type, from, to, std::move(weights), std::move(bias)));
+    ASSIGN_OR_RETURN(Linear out, Pack(type, from, to, engine_.threads_,
+                                      std::move(weights), std::move(bias)));
+    engine_.has_parts_ &= !out.code->parts().empty();
     out.bound = bound;
     out.layer = layer;
     out.product = product;
@@ -1088,9 +1251,10 @@ class OneDnnEngine::Loader {
       const int64_t to_width = RoundUp(to, kRowAlignment);
       std::vector<float> padded = Pad(w, hidden, engine_.width_);
       padded.resize(to_width * engine_.width_);
-      ASSIGN_OR_RETURN(*linear,
-                       Pack(ProductType::kF32, engine_.width_, to_width,
-                            std::move(padded), Pad(bias, to, to_width)));
+      ASSIGN_OR_RETURN(
+          *linear,
+          Pack(ProductType::kF32, engine_.width_, to_width,
+               /*threads=*/1, std::move(padded), Pad(bias, to, to_width)));
       out->width = to;
       return absl::OkStatus();
     };
@@ -1105,7 +1269,7 @@ class OneDnnEngine::Loader {
   const internal::Quantization* const quantization_;
   OneDnnEngine& engine_;
   ProductType rest_ = ProductType::kF32;
-  std::map<std::tuple<ProductType, int64_t, int64_t>,
+  std::map<std::tuple<ProductType, int64_t, int64_t, int>,
            std::shared_ptr<const ProductCode>>
       codes_;
 };

@@ -20,6 +20,8 @@ using Tag = dnnl::memory::format_tag;
 // are made once, in place of code for every number of rows.
 constexpr int64_t kCallRows[] = {256, 128, 64, 32, 16};
 static_assert(kRowStep == 16);
+// oneDNN packs columns by 64.
+constexpr int64_t kPartStep = 64;
 
 bool Has(dnnl::cpu_isa wanted) {
   const auto have = static_cast<unsigned>(dnnl::get_effective_cpu_isa());
@@ -94,76 +96,146 @@ ProductContext::~ProductContext() = default;
 ProductContext::ProductContext(ProductContext&&) noexcept = default;
 ProductContext& ProductContext::operator=(ProductContext&&) noexcept = default;
 
-struct ProductCode::Parts {
-  ProductShape shape;
+// Products of up to so many rows with the same weights.
+struct ProductCode::Calls {
   struct Call {
     int64_t rows;
     dnnl::matmul::primitive_desc description;
     dnnl::matmul code;
   };
-  std::vector<Call> calls;     // the largest first
-  dnnl::memory::desc weights;  // packed
+  std::vector<Call> calls;  // the largest first
+  Columns columns;
+  int64_t offset = 0;  // of its weights, in elements
   dnnl::memory::desc bias;
+
+  // The calls of `shape` for `weights`, which may be of any layout at first.
+  static Calls Make(const ProductShape& shape, dnnl::memory::desc weights,
+                    Columns columns, int64_t most_rows);
+
+  std::string implementation() const {
+    return calls.front().description.impl_info_str();
+  }
+  int64_t ScratchBytes() const {
+    int64_t most = 0;
+    for (const Call& call : calls) {
+      most = std::max(most, static_cast<int64_t>(
+                                call.description.scratchpad_desc().get_size()));
+    }
+    return most;
+  }
+};
+
+struct ProductCode::Members {
+  ProductShape shape;
+  Calls whole;
+  std::vector<Columns> parts;
+  std::vector<Calls> part_calls;
+  dnnl::memory::desc weights;  // packed
   int64_t scratch_bytes = 0;
 };
 
-struct ProductCode::Weights {
+struct ProductCode::PackedColumns {
   dnnl::memory weights, bias;
 };
 
-ProductCode::ProductCode(std::unique_ptr<const Parts> parts)
-    : parts_(std::move(parts)) {}
+struct ProductCode::Weights {
+  PackedColumns whole;
+  std::vector<PackedColumns> parts;  // views of the whole
+};
+
+ProductCode::ProductCode(std::unique_ptr<const Members> members)
+    : members_(std::move(members)) {}
 ProductCode::~ProductCode() = default;
 
-const ProductShape& ProductCode::shape() const { return parts_->shape; }
+const ProductShape& ProductCode::shape() const { return members_->shape; }
+
+const std::vector<ProductCode::Columns>& ProductCode::parts() const {
+  return members_->parts;
+}
+
+ProductCode::Calls ProductCode::Calls::Make(const ProductShape& shape,
+                                            dnnl::memory::desc weights,
+                                            Columns columns,
+                                            int64_t most_rows) {
+  dnnl::primitive_attr attributes;
+  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  const int64_t to = columns.end - columns.begin;
+  Calls out;
+  out.columns = columns;
+  out.bias = {{1, to}, Type::f32, Tag::ab};
+  for (const int64_t rows : kCallRows) {
+    if (rows > most_rows) continue;
+    if (rows < shape.least_rows) break;
+    const dnnl::memory::desc x({rows, shape.from}, InputType(shape.type),
+                               Tag::ab);
+    const dnnl::memory::desc y({rows, to}, OutputType(shape.type), Tag::ab);
+    const dnnl::matmul::desc wanted =
+        shape.bias ? dnnl::matmul::desc(x, weights, out.bias, y)
+                   : dnnl::matmul::desc(x, weights, y);
+    const bool first = out.calls.empty();
+    const dnnl::matmul::primitive_desc description(wanted, attributes, Cpu(),
+                                                   /*allow_empty=*/!first);
+    // Not with these weights, or not fast: Run has a way around.
+    if (!first && (description.get(true) == nullptr ||
+                   description.impl_info_str() != out.implementation())) {
+      break;
+    }
+    // What suits the most rows is what all get.
+    if (first) weights = description.weights_desc();
+    out.calls.push_back({rows, description, dnnl::matmul(description)});
+  }
+  return out;
+}
 
 absl::StatusOr<std::shared_ptr<const ProductCode>> ProductCode::Create(
     const ProductShape& shape) {
   const OneThread one;
-  auto parts = std::make_unique<Parts>();
-  parts->shape = shape;
+  auto members = std::make_unique<Members>();
+  members->shape = shape;
   try {
-    dnnl::primitive_attr attributes;
-    attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-    const dnnl::memory::dims weight_dims = {shape.from, shape.to};
-    const dnnl::memory::desc any(weight_dims, WeightType(shape.type), Tag::any);
-    parts->bias = dnnl::memory::desc({1, shape.to}, Type::f32, Tag::ab);
-    for (const int64_t rows : kCallRows) {
-      if (rows < shape.least_rows) break;
-      const dnnl::memory::desc x({rows, shape.from}, InputType(shape.type),
-                                 Tag::ab);
-      const dnnl::memory::desc y({rows, shape.to}, OutputType(shape.type),
-                                 Tag::ab);
-      // What suits the most rows is what all get.
-      const bool first = parts->calls.empty();
-      const dnnl::memory::desc& weights = first ? any : parts->weights;
-      const dnnl::matmul::desc wanted =
-          shape.bias ? dnnl::matmul::desc(x, weights, parts->bias, y)
-                     : dnnl::matmul::desc(x, weights, y);
-      const dnnl::matmul::primitive_desc description(wanted, attributes, Cpu(),
-                                                     /*allow_empty=*/!first);
-      // Not with these weights, or not fast: Run has a way around.
-      if (!first && (description.get(true) == nullptr ||
-                     parts->calls.front().description.impl_info_str() !=
-                         std::string(description.impl_info_str()))) {
-        break;
-      }
-      if (first) parts->weights = description.weights_desc();
-      parts->scratch_bytes = std::max<int64_t>(
-          parts->scratch_bytes,
-          static_cast<int64_t>(description.scratchpad_desc().get_size()));
-      parts->calls.push_back({rows, description, dnnl::matmul(description)});
-    }
+    const dnnl::memory::desc any({shape.from, shape.to}, WeightType(shape.type),
+                                 Tag::any);
+    members->whole = Calls::Make(shape, any, {0, shape.to}, kCallRows[0]);
+    members->weights = members->whole.calls[0].description.weights_desc();
+    members->scratch_bytes = members->whole.ScratchBytes();
   } catch (const dnnl::error& error) {
     return OneDnnError(error);
   }
-  return std::shared_ptr<const ProductCode>(new ProductCode(std::move(parts)));
+  try {
+    const int64_t steps = (shape.to + kPartStep - 1) / kPartStep;
+    const int64_t parts = std::min<int64_t>(shape.parts, steps);
+    for (int64_t p = 0; parts > 1 && p < parts; ++p) {
+      const Columns columns = {
+          steps * p / parts * kPartStep,
+          std::min(steps * (p + 1) / parts * kPartStep, shape.to)};
+      // oneDNN's products do not look at where a view begins: it has to begin
+      // where the memory does.
+      dnnl::memory::desc weights = members->weights.submemory_desc(
+          {shape.from, columns.end - columns.begin}, {0, columns.begin});
+      const int64_t offset = std::exchange(weights.data.offset0, 0);
+      Calls calls = Calls::Make(shape, weights, columns, kMaxPartRows);
+      calls.offset = offset;
+      if (calls.implementation() != members->whole.implementation()) {
+        throw dnnl::error(dnnl_unimplemented, "slow for a part");
+      }
+      members->scratch_bytes =
+          std::max(members->scratch_bytes, calls.ScratchBytes());
+      members->parts.push_back(columns);
+      members->part_calls.push_back(std::move(calls));
+    }
+  } catch (const dnnl::error&) {
+    // Then there are none.
+    members->parts.clear();
+    members->part_calls.clear();
+  }
+  return std::shared_ptr<const ProductCode>(
+      new ProductCode(std::move(members)));
 }
 
 absl::StatusOr<std::shared_ptr<const ProductCode::Weights>> ProductCode::Pack(
     absl::Span<const float> weights, absl::Span<const float> bias) const {
   const OneThread one;
-  const ProductShape& shape = parts_->shape;
+  const ProductShape& shape = members_->shape;
   const int64_t size = shape.from * shape.to;
   if (static_cast<int64_t>(weights.size()) != size ||
       static_cast<int64_t>(bias.size()) != (shape.bias ? shape.to : 0)) {
@@ -175,7 +247,8 @@ absl::StatusOr<std::shared_ptr<const ProductCode::Weights>> ProductCode::Pack(
     const dnnl::memory::desc plain({shape.from, shape.to},
                                    WeightType(shape.type), Tag::ba);
     auto packed = std::make_shared<Weights>();
-    packed->weights = dnnl::memory(parts_->weights, Cpu());
+    dnnl::memory& whole = packed->whole.weights;
+    whole = dnnl::memory(members_->weights, Cpu());
     dnnl::memory source(plain, Cpu());
     switch (shape.type) {
       case ProductType::kF32:
@@ -196,14 +269,25 @@ absl::StatusOr<std::shared_ptr<const ProductCode::Weights>> ProductCode::Pack(
       }
     }
     dnnl::stream stream(Cpu());
-    dnnl::reorder(source, packed->weights)
-        .execute(stream, source, packed->weights);
-    if (shape.bias) {
-      packed->bias = dnnl::memory(parts_->bias, Cpu());
-      std::copy(bias.begin(), bias.end(),
-                static_cast<float*>(packed->bias.get_data_handle()));
-    }
+    dnnl::reorder(source, whole).execute(stream, source, whole);
     stream.wait();
+    float* added = nullptr;
+    if (shape.bias) {
+      packed->whole.bias = dnnl::memory(members_->whole.bias, Cpu());
+      added = static_cast<float*>(packed->whole.bias.get_data_handle());
+      std::copy(bias.begin(), bias.end(), added);
+    }
+    for (const Calls& part : members_->part_calls) {
+      PackedColumns& view = packed->parts.emplace_back();
+      view.weights = dnnl::memory(
+          part.calls.front().description.weights_desc(), Cpu(),
+          static_cast<std::byte*>(whole.get_data_handle()) +
+              part.offset * static_cast<int64_t>(dnnl::memory::data_type_size(
+                                WeightType(shape.type))));
+      if (shape.bias) {
+        view.bias = dnnl::memory(part.bias, Cpu(), added + part.columns.begin);
+      }
+    }
     return std::shared_ptr<const Weights>(std::move(packed));
   } catch (const dnnl::error& error) {
     return OneDnnError(error);
@@ -212,18 +296,32 @@ absl::StatusOr<std::shared_ptr<const ProductCode::Weights>> ProductCode::Pack(
 
 absl::Status ProductCode::Run(const Weights& weights, const void* x, void* y,
                               int64_t rows, ProductContext* context) const {
-  const Parts& parts = *parts_;
+  return RunCalls(members_->whole, weights.whole, x, y, rows, context);
+}
+
+absl::Status ProductCode::RunPart(int part, const Weights& weights,
+                                  const void* x, void* y, int64_t rows,
+                                  ProductContext* context) const {
+  return RunCalls(members_->part_calls[part], weights.parts[part], x, y, rows,
+                  context);
+}
+
+absl::Status ProductCode::RunCalls(const Calls& calls,
+                                   const PackedColumns& weights, const void* x,
+                                   void* y, int64_t rows,
+                                   ProductContext* context) const {
+  const Members& members = *members_;
   ProductContext::Parts& own = *context->parts_;
   const int64_t x_row =
-      parts.shape.from * static_cast<int64_t>(dnnl::memory::data_type_size(
-                             InputType(parts.shape.type)));
-  const int64_t y_row =
-      parts.shape.to * static_cast<int64_t>(dnnl::memory::data_type_size(
-                           OutputType(parts.shape.type)));
-  if (static_cast<int64_t>(own.scratch.size()) < parts.scratch_bytes) {
-    own.scratch.resize(parts.scratch_bytes);
+      members.shape.from * static_cast<int64_t>(dnnl::memory::data_type_size(
+                               InputType(members.shape.type)));
+  const int64_t y_row = (calls.columns.end - calls.columns.begin) *
+                        static_cast<int64_t>(dnnl::memory::data_type_size(
+                            OutputType(members.shape.type)));
+  if (static_cast<int64_t>(own.scratch.size()) < members.scratch_bytes) {
+    own.scratch.resize(members.scratch_bytes);
   }
-  const auto run = [&](const Parts::Call& call, void* in, void* out) {
+  const auto run = [&](const Calls::Call& call, void* in, void* out) {
     const dnnl::memory x_memory(call.description.src_desc(), Cpu(), in);
     const dnnl::memory y_memory(call.description.dst_desc(), Cpu(), out);
     const dnnl::memory scratch(call.description.scratchpad_desc(), Cpu(),
@@ -237,13 +335,13 @@ absl::Status ProductCode::Run(const Weights& weights, const void* x, void* y,
     };
     dnnl::error::wrap_c_api(
         dnnl_primitive_execute(call.code.get(), own.stream.get(),
-                               parts.shape.bias ? 5 : 4, args),
+                               members.shape.bias ? 5 : 4, args),
         "could not multiply");
   };
   auto* in = static_cast<std::byte*>(const_cast<void*>(x));
   auto* out = static_cast<std::byte*>(y);
   try {
-    for (const Parts::Call& call : parts.calls) {
+    for (const Calls::Call& call : calls.calls) {
       for (; rows >= call.rows; rows -= call.rows) {
         run(call, in, out);
         in += call.rows * x_row;
@@ -253,7 +351,7 @@ absl::Status ProductCode::Run(const Weights& weights, const void* x, void* y,
     if (rows == 0) return absl::OkStatus();
     // Fewer than the smallest call takes: by way of memory that is large
     // enough.
-    const Parts::Call& call = parts.calls.back();
+    const Calls::Call& call = calls.calls.back();
     own.x.resize(std::max<size_t>(own.x.size(), call.rows * x_row));
     own.y.resize(std::max<size_t>(own.y.size(), call.rows * y_row));
     std::copy_n(in, rows * x_row, own.x.data());
@@ -266,7 +364,7 @@ absl::Status ProductCode::Run(const Weights& weights, const void* x, void* y,
 }
 
 int64_t ProductCode::SizeBytes(const Weights& weights) {
-  return static_cast<int64_t>(weights.weights.get_desc().get_size());
+  return static_cast<int64_t>(weights.whole.weights.get_desc().get_size());
 }
 
 }  // namespace vitrine

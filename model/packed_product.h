@@ -36,10 +36,14 @@ struct ProductShape {
   bool bias = false;  // added by the product; not with kInt8
   // Rows of the smallest call of oneDNN; fewer go by way of a copy.
   int64_t least_rows = 16;
+  // Parts that its columns are wanted in, for as many threads.
+  int parts = 1;
 };
 
 // Rows per call are multiples of this.
 inline constexpr int64_t kRowStep = 16;
+// Above this, threads had better take rows each than columns each.
+inline constexpr int64_t kMaxPartRows = 128;
 
 // A thread's own: oneDNN's stream and scratch memory. Kept by whoever calls Run
 // and used by one thread at a time.
@@ -67,6 +71,14 @@ class ProductCode {
 
   const ProductShape& shape() const;
 
+  // Columns [begin, end) of the output, some for every part.
+  struct Columns {
+    int64_t begin = 0, end = 0;
+  };
+  // As many as were wanted, fewer where there are few columns; empty where
+  // oneDNN multiplies with all packed weights or none.
+  const std::vector<Columns>& parts() const;
+
   struct Weights;  // packed
   // weights: (to, from), row-major, of floats; for kInt8 whole numbers from
   // -127 to 127. `bias`: (to), or empty where the shape has none.
@@ -77,14 +89,25 @@ class ProductCode {
   absl::Status Run(const Weights& weights, const void* x, void* y, int64_t rows,
                    ProductContext* context) const;
 
+  // y (rows, columns of the part), dense, of up to kMaxPartRows rows: as Run,
+  // but for one part of the columns.
+  absl::Status RunPart(int part, const Weights& weights, const void* x, void* y,
+                       int64_t rows, ProductContext* context) const;
+
   // Of packed weights, in memory.
   static int64_t SizeBytes(const Weights& weights);
 
  private:
-  struct Parts;
-  explicit ProductCode(std::unique_ptr<const Parts> parts);
+  struct Calls;
+  struct PackedColumns;
+  struct Members;
+  explicit ProductCode(std::unique_ptr<const Members> members);
 
-  const std::unique_ptr<const Parts> parts_;
+  absl::Status RunCalls(const Calls& calls, const PackedColumns& weights,
+                        const void* x, void* y, int64_t rows,
+                        ProductContext* context) const;
+
+  const std::unique_ptr<const Members> members_;
 };
 
 }  // namespace vitrine

@@ -95,7 +95,8 @@ class OneDnnThreadsTest
     std::vector<int> lengths;
     std::vector<HeadMask> masks;  // in turn
   };
-  // What threads share, since they would have unequal work otherwise.
+  // What threads share, by columns or by rows, since they would have unequal
+  // work otherwise.
   static std::vector<Work> Shared() {
     std::vector<Work> out;
     for (const std::vector<HeadMask>& masks : {std::vector<HeadMask>{kFirst},
@@ -105,7 +106,12 @@ class OneDnnThreadsTest
                                                {kMean, kFirst},
                                                {0b0001, 0b0010, 0b1000}}) {
       out.push_back({"one of 512", {512}, masks});
+      out.push_back({"one of 129", {129}, masks});
+      out.push_back({"one of 128", {128}, masks});
       out.push_back({"one of 33", {33}, masks});
+      out.push_back({"one of 16", {16}, masks});
+      out.push_back({"one of 1", {1}, masks});
+      out.push_back({"three short ones", {7, 1, 12}, masks});
       out.push_back({"three of 100", {100, 100, 100}, masks});
       out.push_back({"a long one among short ones", {9, 400, 1, 17, 2}, masks});
       out.push_back({"five", {60, 61, 62, 63, 64}, masks});
@@ -128,7 +134,7 @@ INSTANTIATE_TEST_SUITE_P(Dtypes, OneDnnThreadsTest,
                                            internal::DTYPE_INT8),
                          [](const auto& info) { return NameOf(info.param); });
 
-TEST_P(OneDnnThreadsTest, ThreadsThatShareRowsAgreeWithOne) {
+TEST_P(OneDnnThreadsTest, ThreadsThatShareSequencesAgreeWithOne) {
   const std::unique_ptr<Engine> alone = Make(GetParam(), 1);
   for (const int threads : {2, 3, 4}) {
     const std::unique_ptr<Engine> engine = Make(GetParam(), threads);

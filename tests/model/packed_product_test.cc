@@ -83,18 +83,37 @@ class Example {
     }
   }
 
-  // Multiplies the first `rows` rows and compares. fp32: within 1e-6 of what
-  // was added up; bf16: half a step more, since the sum is rounded; int8:
-  // exactly.
+  // Multiplies the first `rows` rows and compares.
   void Check(const ProductCode& code, const ProductCode::Weights& weights,
              int64_t rows, ProductContext* context) const {
     std::vector<std::byte> y(rows * shape_.to * 4 + 64, std::byte{0x5a});
     const absl::Status status =
         code.Run(weights, Data(), y.data(), rows, context);
     ASSERT_TRUE(status.ok()) << status;
+    Compare(y, rows, {0, shape_.to});
+  }
+  // The same for each part of the columns.
+  void CheckParts(const ProductCode& code, const ProductCode::Weights& weights,
+                  int64_t rows, ProductContext* context) const {
+    for (size_t p = 0; p < code.parts().size(); ++p) {
+      std::vector<std::byte> y(rows * shape_.to * 4 + 64, std::byte{0x5a});
+      const absl::Status status = code.RunPart(static_cast<int>(p), weights,
+                                               Data(), y.data(), rows, context);
+      ASSERT_TRUE(status.ok()) << status;
+      Compare(y, rows, code.parts()[p]);
+    }
+  }
+
+ private:
+  // `y` (rows, columns) with what is expected. fp32: within 1e-6 of what was
+  // added up; bf16: half a step more, since the sum is rounded; int8: exactly.
+  void Compare(const std::vector<std::byte>& y, int64_t rows,
+               ProductCode::Columns columns) const {
+    const int64_t width = columns.end - columns.begin;
     const bool half = shape_.type == ProductType::kBf16;
-    for (int64_t i = 0; i < rows * shape_.to; ++i) {
-      const std::byte* const at = y.data() + i * (half ? 2 : 4);
+    for (int64_t at_y = 0; at_y < rows * width; ++at_y) {
+      const int64_t i = at_y / width * shape_.to + columns.begin + at_y % width;
+      const std::byte* const at = y.data() + at_y * (half ? 2 : 4);
       double value, tolerance = 0;
       if (shape_.type == ProductType::kInt8) {
         int32_t x;
@@ -111,12 +130,11 @@ class Example {
           << "row " << i / shape_.to << " of " << rows << ", column "
           << i % shape_.to;
     }
-    for (size_t i = rows * shape_.to * (half ? 2 : 4); i < y.size(); ++i) {
+    for (size_t i = rows * width * (half ? 2 : 4); i < y.size(); ++i) {
       ASSERT_EQ(y[i], std::byte{0x5a}) << "beyond the output";
     }
   }
 
- private:
   void Fill(std::vector<float>* out) {
     std::normal_distribution<float> normal;
     for (float& x : *out) x = normal(random_);
@@ -199,6 +217,45 @@ TEST_P(PackedProductTest, AgreesWithPlainLoopsForAnyRows) {
     }
     // What a product of no rows writes: nothing.
     example.Check(**code, **weights, 0, &context);
+  }
+}
+
+TEST_P(PackedProductTest, PartsOfColumnsAreThoseOfTheWhole) {
+  for (const auto& [from, to] : std::vector<std::pair<int64_t, int64_t>>{
+           {32, 32}, {96, 96}, {160, 352}, {320, 1024}}) {
+    for (const int wanted : {1, 2, 3, 8}) {
+      ProductShape shape = Shape(from, to);
+      shape.parts = wanted;
+      Example example(shape);
+      const auto code = example.MakeCode();
+      ASSERT_TRUE(code.ok()) << code.status();
+      const std::vector<ProductCode::Columns>& parts = (*code)->parts();
+      SCOPED_TRACE(testing::Message()
+                   << from << " to " << to << " in " << wanted);
+      if (parts.empty()) {
+        // Where oneDNN does not pack columns, and for a single part.
+        EXPECT_TRUE(wanted == 1 || to <= 64 ||
+                    EffectiveCpuIsa() < CpuIsa::kAvx512);
+        continue;
+      }
+      EXPECT_LE(parts.size(), wanted);
+      EXPECT_GE(parts.size(), std::min<int64_t>(wanted, (to + 63) / 64));
+      int64_t next = 0;
+      for (const ProductCode::Columns& part : parts) {
+        EXPECT_EQ(part.begin, next);
+        EXPECT_GT(part.end, part.begin);
+        next = part.end;
+      }
+      EXPECT_EQ(next, to);
+      example.Expect();
+      const auto weights = (*code)->Pack(example.weights(), example.bias());
+      ASSERT_TRUE(weights.ok()) << weights.status();
+      ProductContext context;
+      for (int64_t rows = kRowStep; rows <= kMaxPartRows; rows += kRowStep) {
+        example.CheckParts(**code, **weights, rows, &context);
+        if (HasFatalFailure()) return;
+      }
+    }
   }
 }
 
