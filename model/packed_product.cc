@@ -3,9 +3,11 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <oneapi/dnnl/dnnl.hpp>
 #include <string>
+#include <unordered_map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -86,7 +88,13 @@ bool HasExactInt8() {
 }
 
 struct ProductContext::Parts {
+  // What a call reads and writes, made once: oneDNN allocates for each.
+  struct Operands {
+    dnnl::memory x, y, scratch;
+  };
+
   dnnl::stream stream{Cpu()};
+  std::unordered_map<int64_t, Operands> operands;  // by the call's number
   std::vector<std::byte> scratch;
   std::vector<std::byte> x, y;  // copies of rows
 };
@@ -99,6 +107,7 @@ ProductContext& ProductContext::operator=(ProductContext&&) noexcept = default;
 // Products of up to so many rows with the same weights.
 struct ProductCode::Calls {
   struct Call {
+    int64_t number;  // no other has it
     int64_t rows;
     dnnl::matmul::primitive_desc description;
     dnnl::matmul code;
@@ -182,7 +191,9 @@ ProductCode::Calls ProductCode::Calls::Make(const ProductShape& shape,
     }
     // What suits the most rows is what all get.
     if (first) weights = description.weights_desc();
-    out.calls.push_back({rows, description, dnnl::matmul(description)});
+    static std::atomic<int64_t> numbers{0};
+    out.calls.push_back(
+        {numbers++, rows, description, dnnl::matmul(description)});
   }
   return out;
 }
@@ -322,15 +333,21 @@ absl::Status ProductCode::RunCalls(const Calls& calls,
     own.scratch.resize(members.scratch_bytes);
   }
   const auto run = [&](const Calls::Call& call, void* in, void* out) {
-    const dnnl::memory x_memory(call.description.src_desc(), Cpu(), in);
-    const dnnl::memory y_memory(call.description.dst_desc(), Cpu(), out);
-    const dnnl::memory scratch(call.description.scratchpad_desc(), Cpu(),
-                               own.scratch.data());
+    ProductContext::Parts::Operands& operands = own.operands[call.number];
+    if (!operands.x) {
+      operands.x = dnnl::memory(call.description.src_desc(), Cpu(), nullptr);
+      operands.y = dnnl::memory(call.description.dst_desc(), Cpu(), nullptr);
+      operands.scratch =
+          dnnl::memory(call.description.scratchpad_desc(), Cpu(), nullptr);
+    }
+    operands.x.set_data_handle(in);
+    operands.y.set_data_handle(out);
+    operands.scratch.set_data_handle(own.scratch.data());
     const dnnl_exec_arg_t args[] = {
-        {DNNL_ARG_SRC, x_memory.get()},
+        {DNNL_ARG_SRC, operands.x.get()},
         {DNNL_ARG_WEIGHTS, weights.weights.get()},
-        {DNNL_ARG_DST, y_memory.get()},
-        {DNNL_ARG_SCRATCHPAD, scratch.get()},
+        {DNNL_ARG_DST, operands.y.get()},
+        {DNNL_ARG_SCRATCHPAD, operands.scratch.get()},
         {DNNL_ARG_BIAS, weights.bias.get(true)},
     };
     dnnl::error::wrap_c_api(
