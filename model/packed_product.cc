@@ -174,7 +174,6 @@ ProductCode::Calls ProductCode::Calls::Make(const ProductShape& shape,
   out.bias = {{1, to}, Type::f32, Tag::ab};
   for (const int64_t rows : kCallRows) {
     if (rows > most_rows) continue;
-    if (rows < shape.least_rows) break;
     const dnnl::memory::desc x({rows, shape.from}, InputType(shape.type),
                                Tag::ab);
     const dnnl::memory::desc y({rows, to}, OutputType(shape.type), Tag::ab);

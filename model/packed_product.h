@@ -34,8 +34,6 @@ struct ProductShape {
   int64_t from = 0;   // columns of the input
   int64_t to = 0;     // columns of the output
   bool bias = false;  // added by the product; not with kInt8
-  // Rows of the smallest call of oneDNN; fewer go by way of a copy.
-  int64_t least_rows = 16;
   // Parts that its columns are wanted in, for as many threads.
   int parts = 1;
 };
