@@ -121,6 +121,9 @@ struct ProductCode::Calls {
   static Calls Make(const ProductShape& shape, dnnl::memory::desc weights,
                     Columns columns, int64_t most_rows);
 
+  dnnl::memory::desc weights() const {
+    return calls.front().description.weights_desc();
+  }
   std::string implementation() const {
     return calls.front().description.impl_info_str();
   }
@@ -139,7 +142,6 @@ struct ProductCode::Members {
   Calls whole;
   std::vector<Columns> parts;
   std::vector<Calls> part_calls;
-  dnnl::memory::desc weights;  // packed
   int64_t scratch_bytes = 0;
 };
 
@@ -206,7 +208,6 @@ absl::StatusOr<std::shared_ptr<const ProductCode>> ProductCode::Create(
     const dnnl::memory::desc any({shape.from, shape.to}, WeightType(shape.type),
                                  Tag::any);
     members->whole = Calls::Make(shape, any, {0, shape.to}, kCallRows[0]);
-    members->weights = members->whole.calls[0].description.weights_desc();
     members->scratch_bytes = members->whole.ScratchBytes();
   } catch (const dnnl::error& error) {
     return OneDnnError(error);
@@ -220,7 +221,7 @@ absl::StatusOr<std::shared_ptr<const ProductCode>> ProductCode::Create(
           std::min(steps * (p + 1) / parts * kPartStep, shape.to)};
       // oneDNN's products do not look at where a view begins: it has to begin
       // where the memory does.
-      dnnl::memory::desc weights = members->weights.submemory_desc(
+      dnnl::memory::desc weights = members->whole.weights().submemory_desc(
           {shape.from, columns.end - columns.begin}, {0, columns.begin});
       const int64_t offset = std::exchange(weights.data.offset0, 0);
       Calls calls = Calls::Make(shape, weights, columns, kMaxPartRows);
@@ -258,7 +259,7 @@ absl::StatusOr<std::shared_ptr<const ProductCode::Weights>> ProductCode::Pack(
                                    WeightType(shape.type), Tag::ba);
     auto packed = std::make_shared<Weights>();
     dnnl::memory& whole = packed->whole.weights;
-    whole = dnnl::memory(members_->weights, Cpu());
+    whole = dnnl::memory(members_->whole.weights(), Cpu());
     dnnl::memory source(plain, Cpu());
     switch (shape.type) {
       case ProductType::kF32:
@@ -290,7 +291,7 @@ absl::StatusOr<std::shared_ptr<const ProductCode::Weights>> ProductCode::Pack(
     for (const Calls& part : members_->part_calls) {
       PackedColumns& view = packed->parts.emplace_back();
       view.weights = dnnl::memory(
-          part.calls.front().description.weights_desc(), Cpu(),
+          part.weights(), Cpu(),
           static_cast<std::byte*>(whole.get_data_handle()) +
               part.offset * static_cast<int64_t>(dnnl::memory::data_type_size(
                                 WeightType(shape.type))));
