@@ -22,6 +22,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
@@ -849,26 +850,28 @@ absl::Status OneDnnEngine::RunShare(const Share& share, Crew::Team* team,
 absl::Status OneDnnEngine::WithTeam(
     int members,
     absl::FunctionRef<absl::Status(Crew::Team*, Workspace*)> run) const {
-  const auto team = std::make_shared<Crew::Team>(members);
-  const WorkspaceLoan own(this);
-  team->workspaces[0] = own.get();
-  for (int member = 1; member < members; ++member) {
-    // Where the pool is full, and where there is no memory for one who helps,
-    // the others do its work. One that comes late touches nothing of this call.
-    static_cast<void>(pool_->Post([this, team, member] {
-      if (team->work.dissolved()) return;
-      static_cast<void>(OutOfMemoryIsAnError([&] {
-        const WorkspaceLoan loan(this);
-        team->workspaces[member] = loan.get();
-        team->work.Help(member);
-        return absl::OkStatus();
+  return OutOfMemoryIsAnError([&] {
+    const auto team = std::make_shared<Crew::Team>(members);
+    const WorkspaceLoan own(this);
+    team->workspaces[0] = own.get();
+    // However this ends, nobody waits for more.
+    const absl::Cleanup dissolve = [&team] { team->work.Dissolve(); };
+    for (int member = 1; member < members; ++member) {
+      // Where the pool is full, and where there is no memory for one who helps,
+      // the others do its work. One that comes late touches nothing of this
+      // call.
+      static_cast<void>(pool_->Post([this, team, member] {
+        if (team->work.dissolved()) return;
+        static_cast<void>(OutOfMemoryIsAnError([&] {
+          const WorkspaceLoan loan(this);
+          team->workspaces[member] = loan.get();
+          team->work.Help(member);
+          return absl::OkStatus();
+        }));
       }));
-    }));
-  }
-  const absl::Status status =
-      OutOfMemoryIsAnError([&] { return run(team.get(), own.get()); });
-  team->work.Dissolve();
-  return status;
+    }
+    return run(team.get(), own.get());
+  });
 }
 
 absl::Status OneDnnEngine::RunApart(const Batch& batch,
